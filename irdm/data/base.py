@@ -1,0 +1,95 @@
+"""What every dataset is: three stratified splits of labelled images, and a fingerprint of their content.
+
+Letters: n rows, c channels, h height, w width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float32, Int64
+from pydantic import Field
+from torch import Tensor
+
+from irdm.config import Config
+
+
+@dataclass(frozen=True)
+class Split:
+    """Labelled images: `images` float32 [n, c, h, w] in [0, 1], `labels` int64 [n]. The order of rows is random."""
+
+    images: Float32[Tensor, "n c h w"]
+    labels: Int64[Tensor, " n"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Three splits with the same classes. `fingerprint` is the sha256 of every image and label, in order."""
+
+    name: str
+    train: Split
+    val: Split
+    test: Split
+    num_classes: int
+    class_names: tuple[str, ...]
+    fingerprint: str
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        _, c, h, w = self.train.images.shape
+        return c, h, w
+
+
+class SplitConfig(Config):
+    """How the rows of a dataset are divided: once, stratified by class, seeded."""
+
+    val_fraction: float = Field(default=1 / 6, gt=0, lt=0.5)
+    """Share of each class that sets the floors and stands for "fresh real" in the scores."""
+    test_fraction: float = Field(default=1 / 6, gt=0, lt=0.5)
+    """Share of each class that nothing but the last evaluation sees."""
+    split_seed: int = Field(default=0, ge=0)
+    """Seed of the split and of the row order inside each part."""
+
+
+def split_dataset(
+    name: str,
+    images: Float32[Tensor, "n c h w"],
+    labels: Int64[Tensor, " n"],
+    class_names: tuple[str, ...],
+    config: SplitConfig,
+) -> Dataset:
+    """Divide labelled images into shuffled train, val and test splits, each with every class in the same proportion.
+
+    Raises ValueError when a class has too few rows to appear in all three.
+    """
+    generator = torch.Generator().manual_seed(config.split_seed)
+    parts: dict[str, list[Tensor]] = {"train": [], "val": [], "test": []}
+    for label, class_name in enumerate(class_names):
+        rows = (labels == label).nonzero().flatten()
+        rows = rows[torch.randperm(len(rows), generator=generator)]
+        n_val, n_test = round(len(rows) * config.val_fraction), round(len(rows) * config.test_fraction)
+        sizes = {"train": len(rows) - n_val - n_test, "val": n_val, "test": n_test}
+        if min(sizes.values()) < 1:
+            raise ValueError(
+                f"{name}: class {label} ({class_name}) has {len(rows)} row(s), which splits into {sizes}; every class "
+                "needs at least one row in each. Add images, drop the class, or raise val_fraction and test_fraction."
+            )
+        for part, chunk in zip(parts.values(), rows.split(list(sizes.values())), strict=True):
+            part.append(chunk)
+    splits = {}
+    for part, chunks in parts.items():
+        rows = torch.cat(chunks)
+        rows = rows[torch.randperm(len(rows), generator=generator)]
+        splits[part] = Split(images[rows].contiguous(), labels[rows].contiguous())
+    digest = hashlib.sha256()
+    for part in splits.values():
+        for tensor in (part.images, part.labels):
+            digest.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+            digest.update(tensor.numpy().tobytes())
+    return Dataset(name, **splits, num_classes=len(class_names), class_names=class_names, fingerprint=digest.hexdigest())
