@@ -1,0 +1,42 @@
+"""Rows: a matrix [n, d] that may be larger than memory, read a block at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from irdm.ops.sampling import sample_indices
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """What a distance is fitted on: a tensor, or a store with the same three abilities."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(n, d)`."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: slice | Tensor, /) -> Tensor:
+        """The rows of a slice or of an int64 index tensor, `[k, d]`."""
+        ...
+
+
+def row_blocks(rows: Rows, size: int = 8192) -> Iterator[Tensor]:
+    """The rows in order, `size` at a time: tensors [<=size, d]."""
+    for start in range(0, len(rows), size):
+        yield rows[start : min(start + size, len(rows))]
+
+
+def sample_rows(rows: Rows, count: int, generator: torch.Generator) -> Tensor:
+    """At most `count` distinct rows, drawn at random: [min(count, n), d].
+
+    Never the first `count`: a store sorted by path would give few classes. Which rows is random, their order is the
+    store's own, so that a store on disk is read forwards.
+    """
+    return rows[sample_indices(len(rows), count, generator).sort().values]

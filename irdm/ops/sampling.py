@@ -1,0 +1,36 @@
+"""Seeded draws: every random number of the library starts from a CPU generator made here.
+
+CPU and CUDA generators give different numbers for one seed, so a draw is always made on the CPU and moved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+
+def seed_for(*keys: int | str) -> int:
+    """Mix integers and strings into one seed in [0, 2^63): nearby keys give unrelated seeds.
+
+    Raises:
+        ValueError: when no key is given.
+    """
+    if not keys:
+        raise ValueError("seed_for() got no keys, expected at least one integer or string such as (seed, step).")
+    text = "\x1f".join(f"{type(key).__name__}:{key}" for key in keys)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def generator_for(*keys: int | str) -> torch.Generator:
+    """A fresh CPU generator seeded by `seed_for(*keys)`."""
+    return torch.Generator().manual_seed(seed_for(*keys))
+
+
+def sample_indices(population: int, count: int, generator: torch.Generator) -> Int[Tensor, " k"]:
+    """`count` distinct indices below `population` in random order; all of them, in order, when `count` is enough."""
+    if count >= population:
+        return torch.arange(population)
+    return torch.randperm(population, generator=generator)[:count]
