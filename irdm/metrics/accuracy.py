@@ -1,0 +1,29 @@
+"""Label accuracy: does a generated image show the class it was asked for?"""
+
+from __future__ import annotations
+
+from irdm.metrics.base import EvaluationConfig, Real, Sample, stratified_rows
+from irdm.ops.sampling import generator_for
+
+CLASSIFIER = "SVC(RBF) on pixels"
+
+
+def label_accuracy(generated: Sample, real: Real, config: EvaluationConfig) -> dict:
+    """Accuracy of a support vector machine on raw pixels, fit on real train images: an outsider to the battery.
+
+    `real_test` is its accuracy on real test images, the ceiling of what `generated` means. Both are null, and `classifier`
+    too, for data of a single class, where there is nothing to ask for.
+    """
+    from sklearn.svm import SVC  # slow to import, and needed by this metric alone
+
+    if len(real.train.labels.unique()) < 2:
+        return {"generated": None, "real_test": None, "classifier": None}
+    count = min(len(real.train), config.classifier_rows)
+    rows = stratified_rows(real.train.labels, count, generator_for("metrics", "accuracy", config.seed))
+    images, labels = real.train.images[rows].flatten(1), real.train.labels[rows]
+    classifier = SVC(C=10.0, kernel="rbf", gamma="scale").fit(images.numpy(), labels.numpy())
+
+    def accuracy(sample: Sample) -> float:
+        return float(classifier.score(sample.images.flatten(1).numpy(), sample.labels.numpy()))
+
+    return {"generated": accuracy(generated), "real_test": accuracy(real.test), "classifier": CLASSIFIER}

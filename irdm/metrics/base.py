@@ -1,0 +1,121 @@
+"""What every metric reads: generated and real samples, already embedded, and the settings of an evaluation.
+
+Letters: n rows, c channels, h height, w width, d features, e encoders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from pydantic import Field
+from torch import Tensor
+
+from irdm.config import Config
+
+MIN_ROWS = 8
+
+
+class EvaluationConfig(Config):
+    """How a generator is judged. The defaults suit thousands of images; the seed fixes every draw."""
+
+    rows: int = Field(default=16384, ge=MIN_ROWS)
+    """At most this many rows of each real split; generated and fresh real draws have as many as the smaller of val and test."""
+    replicates: int = Field(default=8, ge=1)
+    """Generated draws of matched size; their spread enters the confidence interval."""
+    directions: int = Field(default=1024, ge=1)
+    """Unit directions of the sliced Wasserstein distance."""
+    rff_features: int = Field(default=4096, ge=1)
+    """Random Fourier features of the MMD."""
+    rff_seed: int = Field(default=99999, ge=0)
+    """Seed of the Fourier bank; the published numbers use 99999."""
+    resamples: int = Field(default=64, ge=2)
+    """Real draws that measure how much a fresh real score moves; they make the 95% intervals."""
+    unseen_draws: int = Field(default=8, ge=2)
+    """Draws of train rows averaged in the denominator of `sw_ratio_unseen`."""
+    classifier_rows: int = Field(default=10000, ge=2)
+    """At most this many train images fit the classifier of `label_accuracy`."""
+    quick_directions: int = Field(default=256, ge=1)
+    """Unit directions of the quick check during training."""
+    quick_rows: int = Field(default=2048, ge=MIN_ROWS)
+    """At most this many rows of each split in the quick check."""
+    gallery_per_class: int = Field(default=10, ge=1)
+    """Images of a class kept for the report."""
+    micro_batch: int = Field(default=1024, ge=1)
+    """Images that are generated and embedded at once; changes memory, not results."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of noise, labels, directions and subsamples."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Images in [0, 1], their classes, and their features by encoder, row by row."""
+
+    images: Float[Tensor, "n c h w"]
+    labels: Int64[Tensor, " n"]
+    features: Mapping[str, Float[Tensor, "n d"]]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: Int64[Tensor, " k"]) -> Sample:
+        """Some of the rows."""
+        features = {name: table[rows.to(table.device)] for name, table in self.features.items()}
+        return Sample(self.images[rows], self.labels[rows], features)
+
+    def split(self, size: int) -> list[Sample]:
+        """Consecutive replicates of `size` rows. Raises ValueError unless they come out even."""
+        if not len(self) or len(self) % size:
+            raise ValueError(f"Got {len(self)} generated rows, expected a multiple of {size}, the rows of a real draw.")
+        return [self.take(rows) for rows in torch.arange(len(self)).split(size)]
+
+
+@dataclass(frozen=True)
+class Real:
+    """The real side. `val` stands for a fresh real draw, `test` for rows that nothing was chosen on."""
+
+    train: Sample
+    val: Sample
+    test: Sample
+    held_out: tuple[str, ...]
+
+
+def pooled(samples: Sequence[Sample]) -> Sample:
+    """The rows of several samples of the same encoders, one after the other."""
+    features = {name: torch.cat([sample.features[name] for sample in samples]) for name in samples[0].features}
+    images = torch.cat([sample.images for sample in samples])
+    return Sample(images, torch.cat([sample.labels for sample in samples]), features)
+
+
+def stratified_rows(labels: Int64[Tensor, " n"], count: int, generator: torch.Generator) -> Int64[Tensor, " count"]:
+    """`count` row indices, random within a class, with every class in proportion to its frequency in `labels`.
+
+    Systematic sampling along rows sorted by class: a class with share p gets floor(p count) or one more. The rows are
+    distinct when `count <= n`. Stratified because the splits are: a draw with freely varying class counts would lie
+    further from train than `val` does, and make a fresh real score look noisier than it is.
+    """
+    shuffled = torch.randperm(len(labels), generator=generator)
+    order = shuffled[labels.cpu()[shuffled].sort(stable=True).indices]
+    start = torch.rand(1, generator=generator, dtype=torch.float64)
+    return order[((torch.arange(count) + start) * len(labels) / count).long().clamp(max=len(labels) - 1)]
+
+
+def checked(features: Mapping[str, Tensor], dims: Mapping[str, int]) -> dict[str, Tensor]:
+    """The features of exactly the encoders in `dims`, each finite and of its width.
+
+    Raises ValueError naming a missing encoder (a mean over fewer would still look like a score), one of another width,
+    one with NaN or infinity, or too few rows.
+    """
+    for name, dim in dims.items():
+        if name not in features:
+            raise ValueError(
+                f"Encoder '{name}' has no features; found {sorted(features)}. Embed with the whole battery."
+            )
+        shape = tuple(features[name].shape)
+        if len(shape) != 2 or shape[1] != dim or shape[0] < MIN_ROWS:
+            raise ValueError(f"Encoder '{name}': features {shape}, expected at least {MIN_ROWS} rows of {dim} numbers.")
+        if bad := int((~features[name].isfinite()).any(1).sum()):
+            raise ValueError(f"Encoder '{name}': {bad} of {shape[0]} rows of features hold NaN or infinity.")
+    return {name: features[name] for name in dims}

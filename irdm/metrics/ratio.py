@@ -1,0 +1,126 @@
+"""Distance of generated rows to real rows over the distance of fresh real rows to the same: 1 is as good as real.
+
+The interval. Write V for the variance of the distance of ONE real draw of n rows. It cannot come from a row bootstrap: at
+the null (a real draw against real data) the distance is a degenerate statistic, for which the bootstrap is inconsistent,
+and the duplicated rows of a resample inflate the distance itself. Instead real draws of the true size n are made WITHOUT
+replacement from a pool of P real rows. Overlap makes them vary less than independent draws: by 1 - (n/P)^2 for the
+quadratic part of the statistic, 1 - n/P for its linear part. Dividing by 1 - n/P covers both, on the wide side for the
+first. Together with the spread of the generated replicates this gives the variance of the ratio (delta method), and the
+interval is normal on a log scale. Rows are shared by encoders, so the interval of a mean over encoders counts their
+correlation. It is conditional on the target rows (the train split, or the test split for the unseen ratio).
+
+Letters: r generated replicates, b real draws, e encoders.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from irdm.metrics.base import EvaluationConfig, Real, Sample, pooled, stratified_rows
+from irdm.ops.sampling import generator_for
+
+Z95 = 1.96
+
+
+class Bank(Protocol):
+    """Real rows prepared once, and a distance to them: sorted projections, or a mean embedding."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The encoders, in the order of `distances`."""
+        ...
+
+    def distances(self, features: Mapping[str, Tensor], count: int | None = None) -> Float64[Tensor, " e"]:
+        """Distance of a sample to the bank by encoder; `count` uses only the first directions or random features."""
+        ...
+
+
+def ratio_to_train(bank: Bank, generated: Sample, real: Real, config: EvaluationConfig, coarse: int) -> dict:
+    """Distance to train of generated rows over that of val; `real_control` puts test in the place of generated.
+
+    Val, test and each generated replicate have the same number of rows. The real draws behind the interval come from val
+    and test together and need only `coarse` directions or features.
+
+    Raises ValueError for unmatched sizes, a missing encoder or features that are not finite.
+    """
+    n = len(real.val)
+    if len(real.test) != n:
+        raise ValueError(f"Got {n} val and {len(real.test)} test rows; a distance to real depends on n, so match them.")
+    pool = pooled([real.val, real.test])
+    rng = generator_for("metrics", "ratio", config.seed)
+    draws = [pool.take(stratified_rows(pool.labels, n, rng)) for _ in range(config.resamples)]
+    return summarise(
+        bank.names,
+        real.held_out,
+        torch.stack([bank.distances(draw.features) for draw in generated.split(n)]),
+        torch.stack([bank.distances(draw.features, coarse) for draw in draws]),
+        n / len(pool),
+        denominator=bank.distances(real.val.features),
+        control=bank.distances(real.test.features),
+    )
+
+
+def summarise(
+    names: Sequence[str],
+    held_out: Sequence[str],
+    generated: Float64[Tensor, "r e"],
+    draws: Float64[Tensor, "b e"],
+    overlap: float,
+    *,
+    denominator: Float64[Tensor, " e"] | None = None,
+    control: Float64[Tensor, " e"] | None = None,
+) -> dict:
+    """Ratios by encoder and their arithmetic means over all, held-in and held-out encoders, with 95% intervals.
+
+    Args:
+        names: encoders, in column order.
+        held_out: those that did not train the generator.
+        generated: distances of the generated replicates.
+        draws: distances of real draws that share a fraction `overlap` = n/P of a pool.
+        overlap: that fraction, below 1.
+        denominator: distances of the one fresh real draw; without it the mean of `draws` is the denominator.
+        control: distances of a second fresh real draw, reported over the same denominator.
+
+    A group without encoders gets null. Raises ValueError when fresh real rows are at distance 0.
+    """
+    # A mean of b overlapping draws keeps the pool's own luck, overlap/(1 - overlap), and 1/b of the rest.
+    factor = overlap / (1 - overlap) + 1 / len(draws) if denominator is None else 1 / (1 - overlap)
+    denominator = draws.mean(0) if denominator is None else denominator
+    for name, distance in zip(names, denominator.tolist(), strict=True):
+        if not distance > 0:
+            raise ValueError(f"Encoder '{name}': fresh real rows lie at distance {distance}, expected above 0.")
+    ratios = generated / denominator
+    moved = ratios.mean(0) * draws.mean(0) / draws  # the score had the real draw been another one
+
+    def interval(columns: list[int]) -> tuple[float | None, list[float] | None]:
+        if not columns:
+            return None, None
+        value = ratios[:, columns].mean().item()
+        real = moved[:, columns].mean(1).var().item()
+        fake = ratios[:, columns].mean(1).var().item() if len(ratios) > 1 else real / (1 - overlap)  # as a real draw
+        width = Z95 * math.sqrt(factor * real + fake / len(ratios)) / value if value > 0 else 0.0
+        return value, [value * math.exp(-width), value * math.exp(width)]
+
+    groups = {
+        "mean": list(range(len(names))),
+        "held_in": [i for i, name in enumerate(names) if name not in held_out],
+        "held_out": [i for i, name in enumerate(names) if name in held_out],
+    }
+    result: dict = {group: interval(columns)[0] for group, columns in groups.items()}
+    result["ci95"] = interval(groups["mean"])[1]
+    result |= {f"{group}_ci95": interval(groups[group])[1] for group in ("held_in", "held_out")}
+    controls = None if control is None else (control / denominator).tolist()
+    if controls is not None:
+        result["real_control"] = sum(controls) / len(controls)
+    result["per_encoder"] = {}
+    for i, name in enumerate(names):
+        value, ci95 = interval([i])
+        row = {"value": value, "ci95": ci95, "held_out": name in held_out, "real_distance": denominator[i].item()}
+        result["per_encoder"][name] = row if controls is None else row | {"real_control": controls[i]}
+    return result
