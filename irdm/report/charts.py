@@ -1,0 +1,264 @@
+"""Charts as plain SVG. Positions are percentages, so a chart fits any width while its text keeps its size; colours are
+classes of the page's style sheet, so one drawing serves light and dark. Every chart is an image with a text alternative.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from markupsafe import Markup
+
+BINS = 240  # points a line is drawn with, however many steps were logged
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Maps values to 0..100 percent."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    @classmethod
+    def around(cls, values: Iterable[float | None], *, log: bool = False, zero: bool = False, pad: float = 0.06) -> Axis:
+        """An axis that holds all finite values (on a log axis all positive ones) with a little room at both ends."""
+        kept = [v for v in values if v is not None and math.isfinite(v) and (v > 0 or not log)]
+        low, high = (min(kept), max(kept)) if kept else (1.0, 1.0)
+        if log:
+            room = max((high / low) ** pad, 1.05)
+            return cls(low / room, high * room, True)
+        low = min(low, 0.0) if zero else low
+        room = (high - low) * pad or abs(high) * 0.1 or 1.0
+        return cls(low if zero and low == 0 else low - room, high + room)
+
+    def at(self, value: float) -> float:
+        value = min(max(value, self.low), self.high)
+        if self.log:
+            share = math.log(value / self.low) / math.log(self.high / self.low)
+        else:
+            share = (value - self.low) / (self.high - self.low)
+        return round(100 * share, 2)
+
+    def ticks(self, about: int = 5) -> list[float]:
+        if self.log and self.high / self.low > 8:
+            first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
+            factors = (1, 2, 5) if last - first <= about / 2 else (1,)
+            every = max(1, round((last - first) / about))
+            marks = [f * 10.0**k for k in range(first, last + 1, every) for f in factors]
+        else:
+            rough = (self.high - self.low) / about
+            power = 10.0 ** math.floor(math.log10(rough))
+            step = next(f * power for f in (1, 2, 2.5, 5, 10) if f * power >= rough * 0.999)
+            marks = [step * k for k in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
+        return [m for m in marks if self.low <= m <= self.high]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One row of a ratio chart: `kind` is its colour class (in, out, all, unseen, real)."""
+
+    name: str
+    value: float
+    kind: str
+    ci: Sequence[float] | None = None
+    other: float | None = None
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line over steps: (step, value) points; a missing or non-finite value leaves a gap."""
+
+    name: str
+    points: Sequence[tuple[int, float | None]]
+    kind: str = "all"
+
+
+def number(value: float | None) -> str:
+    """A short human number: 1.03, 12,000, 4.1e-05."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if value == 0 or 1e-4 <= abs(value) < 1e-2:
+        return f"{value:.2g}"
+    if abs(value) < 1e-4 or abs(value) >= 1e7:
+        mantissa, power = f"{value:.1e}".split("e")
+        return f"{mantissa.removesuffix('.0')}e{int(power)}"
+    return f"{value:,.0f}" if abs(value) >= 1000 or float(value).is_integer() else f"{value:.3g}"
+
+
+def ratio(value: float | None) -> str:
+    """A ratio to real, to two decimals."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.2f}"
+
+
+def _svg(body: Iterable[str], height: int, alt: str, kind: str) -> Markup:
+    return Markup(
+        f'<div class="plot {kind}"><svg role="img" aria-label="{escape(alt)}" width="100%" height="{height}">'
+        f"{''.join(body)}</svg></div>"
+    )
+
+
+def ruler(marks: Sequence[Mark], alt: str) -> Markup:
+    """Distance to real on a log axis: a row a score with its 95% interval, and a line down from real = 1.00."""
+    axis = Axis.around([1.0, *(v for m in marks for v in (m.value, *(m.ci or ())))], log=True, pad=0.1)
+    top, row = 46, 40
+    height = top + row * len(marks) + 4
+    real = axis.at(1.0)
+    body = [f'<rect class="beyond" x="0" y="{top - 18}" width="{real}%" height="{height - top + 18}"/>']
+    body.append(f'<line class="edge" x1="0" x2="100%" y1="{top - 18}" y2="{top - 18}"/>')
+    for tick in axis.ticks(8):
+        x = axis.at(tick)
+        body.append(f'<line class="edge" x1="{x}%" x2="{x}%" y1="{top - 18}" y2="{top - 11}"/>')
+        if abs(x - real) > 9:
+            body.append(f'<text class="tick" x="{x}%" y="{top - 25}" text-anchor="middle">{tick:.3g}</text>')
+    body.append(f'<line class="one" x1="{real}%" x2="{real}%" y1="{top - 20}" y2="{height}"/>')
+    body.append(f'<text class="onelabel" x="{real}%" y="{top - 26}" text-anchor="middle">real = 1.00</text>')
+    for i, mark in enumerate(marks):
+        x, y = axis.at(mark.value), top + row * i + row / 2
+        body.append(f'<text class="name" x="0" dx="-14" y="{y + 4}" text-anchor="end">{escape(mark.name)}</text>')
+        body.append(f'<line class="rail" x1="0" x2="100%" y1="{y}" y2="{y}"/>')
+        span = ""
+        if mark.ci:
+            low, high = axis.at(mark.ci[0]), axis.at(mark.ci[1])
+            span = f", 95% interval {ratio(mark.ci[0])} to {ratio(mark.ci[1])}"
+            body.append(f'<line class="ci {mark.kind}" x1="{low}%" x2="{high}%" y1="{y}" y2="{y}"/>')
+        label = f"<title>{escape(mark.name)}: {ratio(mark.value)}{span}</title>"
+        body.append(f'<circle class="dot {mark.kind}" cx="{x}%" cy="{y}" r="7">{label}</circle>')
+        body.append(f'<text class="value" x="100%" dx="14" y="{y + 5}">{ratio(mark.value)}</text>')
+    return _svg(body, height, alt, "ruler")
+
+
+def bars(marks: Sequence[Mark], alt: str) -> Markup:
+    """A bar an encoder from 0, held-out ones hatched, whiskers for the 95% interval, a diamond for the unseen ratio."""
+    reach = [1.0, *(v for m in marks for v in (m.value, m.other, *(m.ci or ())) if v is not None)]
+    axis = Axis.around(reach, zero=True)
+    top, row, thick = 22, 30, 16
+    height = top + row * len(marks) + 24
+    body = [
+        '<defs><pattern id="hatch" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
+        '<rect class="hatch-ground" width="6" height="6"/><rect class="hatch-line" width="2.6" height="6"/></pattern></defs>'
+    ]
+    for tick in axis.ticks():
+        x = axis.at(tick)
+        body.append(f'<line class="grid" x1="{x}%" x2="{x}%" y1="{top}" y2="{height - 22}"/>')
+        body.append(f'<text class="tick" x="{x}%" y="{height - 6}" text-anchor="middle">{tick:.3g}</text>')
+    for i, mark in enumerate(marks):
+        x, y = axis.at(mark.value), top + row * i + row / 2
+        held = " (held out)" if mark.kind == "out" else ""
+        span = f", 95% interval {ratio(mark.ci[0])} to {ratio(mark.ci[1])}" if mark.ci else ""
+        body.append(f'<text class="name" x="0" dx="-12" y="{y + 4}" text-anchor="end">{escape(mark.name)}</text>')
+        body.append(
+            f'<rect class="bar {mark.kind}" x="0" y="{y - thick / 2}" width="{x}%" height="{thick}" rx="3">'
+            f"<title>{escape(mark.name)}{held}: {ratio(mark.value)}{span}</title></rect>"
+        )
+        if mark.ci:
+            low, high = axis.at(mark.ci[0]), axis.at(mark.ci[1])
+            body.append(f'<line class="whisker" x1="{low}%" x2="{high}%" y1="{y}" y2="{y}"/>')
+            body += [f'<line class="whisker" x1="{v}%" x2="{v}%" y1="{y - 4}" y2="{y + 4}"/>' for v in (low, high)]
+        if mark.other is not None:
+            body.append(f'<text class="diamond" x="{axis.at(mark.other)}%" y="{y + 4.5}" text-anchor="middle">◆</text>')
+        body.append(f'<text class="value" x="100%" dx="14" y="{y + 5}">{ratio(mark.value)}</text>')
+    one = axis.at(1.0)
+    body.append(f'<line class="one" x1="{one}%" x2="{one}%" y1="{top - 6}" y2="{height - 22}"/>')
+    body.append(f'<text class="onelabel" x="{one}%" y="{top - 10}" text-anchor="middle">real = 1.00</text>')
+    return _svg(body, height, alt, "bars")
+
+
+def _binned(points: Sequence[tuple[int, float | None]]) -> list[list[tuple[float, float, float, float]]]:
+    """Runs of (step, mean, low, high), at most BINS in all; a bin without a finite value ends a run."""
+    size = max(1, -(-len(points) // BINS))
+    runs: list[list[tuple[float, float, float, float]]] = [[]]
+    for start in range(0, len(points), size):
+        kept = [(s, v) for s, v in points[start : start + size] if v is not None and math.isfinite(v)]
+        if kept:
+            values = [v for _, v in kept]
+            steps = [s for s, _ in kept]
+            runs[-1].append((sum(steps) / len(steps), sum(values) / len(values), min(values), max(values)))
+        elif runs[-1]:
+            runs.append([])
+    return [run for run in runs if run]
+
+
+def lines(
+    series: Sequence[Series],
+    alt: str,
+    *,
+    y: Axis | None = None,
+    log: bool = False,
+    zero: bool = False,
+    level: float | None = None,
+    flags: Sequence[int] = (),
+    height: int = 170,
+    ticks: int = 5,
+) -> Markup:
+    """Values over steps: a line a series, a faint band where a drawn point stands for several steps, a dashed `level`,
+    and a red triangle at every step in `flags`."""
+    runs = [(s.kind, run) for s in series for run in _binned(s.points)]
+    every = [v for _, run in runs for point in run for v in point[1:]]
+    if not every:
+        return Markup('<p class="empty">No finite value was logged.</p>')
+    y = y or Axis.around([*every, level], log=log, zero=zero)
+    steps = [s for one in series for s, _ in one.points]
+    x = Axis(min(0, *steps), max(1, *steps))
+    body = []
+    for tick in y.ticks(4):
+        at = round(100 - y.at(tick), 2)
+        body.append(f'<line class="grid" x1="0" x2="100%" y1="{at}%" y2="{at}%"/>')
+        body.append(f'<text class="tick" x="0" dx="-8" y="{at}%" dy="4" text-anchor="end">{number(tick)}</text>')
+    for tick in x.ticks(ticks):
+        text = f'<text class="tick" x="{x.at(tick)}%" y="100%" dy="18" text-anchor="middle">{number(tick)}</text>'
+        body.append(text)
+    body.append('<line class="edge" x1="0" x2="100%" y1="100%" y2="100%"/>')
+    if level is not None and (level > 0 or not y.log):
+        at = round(100 - y.at(level), 2)
+        body.append(f'<line class="level" x1="0" x2="100%" y1="{at}%" y2="{at}%"/>')
+    body.append('<svg width="100%" height="100%" viewBox="0 0 100 100" preserveAspectRatio="none" overflow="visible">')
+    for kind, run in runs:
+        spots = [(x.at(s), 100 - y.at(m), 100 - y.at(lo), 100 - y.at(hi)) for s, m, lo, hi in run]
+        if any(lo != hi for _, _, lo, hi in run):
+            outline = [(a, h) for a, _, _, h in spots] + [(a, lo) for a, _, lo, _ in reversed(spots)]
+            body.append(f'<path class="band {kind}" d="M{"L".join(f"{a:g},{b:.2f}" for a, b in outline)}Z"/>')
+        path = "L".join(f"{a:g},{b:.2f}" for a, b, _, _ in spots)
+        body.append(f'<path class="line {kind}" d="M{path}{"h0" if len(spots) == 1 else ""}"/>')
+    body.append("</svg>")
+    if len(steps) <= 40 * len(series):
+        body += [
+            f'<circle class="point {kind}" cx="{x.at(s)}%" cy="{round(100 - y.at(m), 2)}%" r="2.5"/>'
+            for kind, run in runs
+            for s, m, _, _ in run
+        ]
+    body += [f'<text class="flag" x="{x.at(s)}%" y="0" dy="2" text-anchor="middle">▼</text>' for s in flags]
+    return _svg(body, height, alt, "lines")
+
+
+def strips(series: Sequence[Series], alt: str, *, columns: int = 80) -> Markup:
+    """One strip an encoder over steps; the darker, the larger the value, on one scale for all. The last value at right."""
+    steps = [s for one in series for s, _ in one.points]
+    x = Axis(min(0, *steps), max(1, *steps))
+    top = max([v for one in series for _, v in one.points if v is not None and math.isfinite(v)] or [0]) or 1.0
+    row, thick = 26, 18
+    height = row * len(series)
+    body = []
+    for i, one in enumerate(series):
+        y = row * i + (row - thick) / 2
+        name = f'<text class="name" x="0" dx="-12" y="{y + 13}" text-anchor="end">{escape(one.name)}</text>'
+        body += [name, f'<rect class="track" x="0" y="{y}" width="100%" height="{thick}" rx="3"/>']
+        size = max(1, -(-len(one.points) // columns))
+        starts = range(0, len(one.points), size)
+        edges = [x.at(one.points[s][0]) for s in starts] + [100.0]
+        for start, left, right in zip(starts, edges, edges[1:], strict=True):
+            kept = [v for _, v in one.points[start : start + size] if v is not None and math.isfinite(v)]
+            mean = sum(kept) / len(kept) if kept else 0.0
+            if mean > 0:
+                body.append(
+                    f'<rect class="cell" x="{left}%" y="{y}" width="{round(right - left + 0.08, 2)}%" height="{thick}" '
+                    f'fill-opacity="{max(mean / top, 0.04):.2f}"><title>{number(mean)}</title></rect>'
+                )
+        last = one.points[-1][1] if one.points else None
+        body.append(f'<text class="value" x="100%" dx="12" y="{y + 14}">{number(last)}</text>')
+    for tick in x.ticks(5):
+        at = f'x="{x.at(tick)}%" y="{height}" dy="14" text-anchor="middle"'
+        body.append(f'<text class="tick" {at}>{number(tick)}</text>')
+    return _svg(body, height + 18, alt, "strips")
