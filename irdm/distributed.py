@@ -1,0 +1,77 @@
+"""Several processes as one: rows are divided, features gathered, gradients summed.
+
+Started by `torchrun`; alone, every operation is the identity. The gradient is that of one process, to rounding.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Ranks:
+    """This process among its peers. `torchrun` sets RANK, WORLD_SIZE and LOCAL_RANK; without them there is one."""
+
+    def __init__(self) -> None:
+        active = dist.is_available() and dist.is_initialized()
+        self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if active else (0, 1)
+
+    @classmethod
+    def start(cls, device: str) -> Ranks:
+        """Join the process group that torchrun announces: NCCL on CUDA, gloo otherwise."""
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        return cls()
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def share(self, n: int) -> slice:
+        """This rank's contiguous part of n rows; sizes differ by at most one and none is dropped or repeated."""
+        return slice(self.rank * n // self.size, (self.rank + 1) * n // self.size)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows of all ranks in order: [n_rank, d] -> [n, d], detached. Counts may differ between ranks."""
+        if self.size == 1:
+            return rows.detach()
+        counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(self.size)]
+        dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
+        sizes = [int(count) for count in counts]
+        padded = rows.new_zeros((max(sizes), *rows.shape[1:]))
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded)
+        self._start = sum(sizes[: self.rank])
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+    def own(self, gathered: Tensor, count: int) -> Tensor:
+        """This rank's `count` rows of what `gather` returned last."""
+        start = 0 if self.size == 1 else self._start
+        return gathered[start : start + count]
+
+    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Replace every gradient with the sum over ranks, in one message."""
+        if self.size == 1:
+            return
+        parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in parameters])
+        dist.all_reduce(flat)
+        for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad = part.view_as(parameter).clone()
+
+    def any(self, flag: bool, device: str | torch.device) -> bool:
+        """Whether the flag is set on any rank."""
+        if self.size == 1:
+            return flag
+        value = torch.tensor([float(flag)], device=device)
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+        return bool(value.item())
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
