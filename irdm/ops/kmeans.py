@@ -1,0 +1,60 @@
+"""Seeded k-means: landmarks that cover the data.
+
+Dimension letters: n rows; k centres; d features.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from irdm.ops.sampling import sample_indices
+
+
+def kmeans(
+    rows: Float[Tensor, "n d"], count: int, generator: torch.Generator, iterations: int = 20, block: int = 8192
+) -> Float[Tensor, "k d"]:
+    """`count` centres [k, d] by Lloyd's iterations from distinct random rows.
+
+    A centre that lost all its rows is moved to a row far from its own centre (the farthest, the next farthest, ...), so
+    that every centre stands for some data. Rows that coincide may still give centres that coincide.
+
+    Args:
+        rows: [n, d], all in memory; sample a larger store first.
+        count: number of centres, at most n.
+        generator: CPU generator of the first centres.
+        iterations: Lloyd iterations.
+        block: rows assigned at once.
+
+    Raises:
+        ValueError: when `count` is not in 1..n.
+    """
+    if not 1 <= count <= len(rows):
+        raise ValueError(f"Got {count} centres for {len(rows)} rows; expected between 1 and the number of rows.")
+    centres = rows[sample_indices(len(rows), count, generator).to(rows.device)].clone()
+    for _ in range(iterations):
+        nearest, distances = _assign(rows, centres, block)
+        sizes = torch.bincount(nearest, minlength=count)
+        sums = torch.zeros_like(centres, dtype=torch.float64)
+        for low in range(0, len(rows), block):
+            sums.index_add_(0, nearest[low : low + block], rows[low : low + block].double())
+        centres = (sums / sizes.clamp(min=1)[:, None]).to(rows.dtype)
+        empty = (sizes == 0).nonzero()[:, 0]
+        if len(empty):
+            centres[empty] = rows[distances.topk(len(empty)).indices]
+    return centres
+
+
+def _assign(
+    rows: Float[Tensor, "n d"], centres: Float[Tensor, "k d"], block: int
+) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
+    """The nearest centre of each row and the squared distance to it."""
+    norms = centres.square().sum(dim=1)
+    nearest, distances = [], []
+    for low in range(0, len(rows), block):
+        part = rows[low : low + block]
+        offsets, index = torch.addmm(norms, part, centres.T, alpha=-2).min(dim=1)
+        nearest.append(index)
+        distances.append(offsets + part.square().sum(dim=1))
+    return torch.cat(nearest), torch.cat(distances)
