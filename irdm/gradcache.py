@@ -68,7 +68,8 @@ def accumulate_gradients(
         size = rows.stop - rows.start
         keep = graph_bytes > 0 and (bytes_per_row is None or bytes_per_row * (kept_rows + size) <= graph_bytes)
         chunk = Chunk(rows, RandomState())
-        with torch.set_grad_enabled(keep), GraphMeter() as meter:
+        meter = GraphMeter()
+        with torch.set_grad_enabled(keep), meter:
             images = generate(rows)
             leaf = images.detach().requires_grad_(keep)
             for name, encoder in encoders.items():

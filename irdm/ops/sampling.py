@@ -34,3 +34,17 @@ def sample_indices(population: int, count: int, generator: torch.Generator) -> I
     if count >= population:
         return torch.arange(population)
     return torch.randperm(population, generator=generator)[:count]
+
+
+NOISE_BLOCK = 256  # rows drawn from one generator
+
+
+def normal_rows(rows: slice, shape: tuple[int, ...], *keys: int | str) -> Tensor:
+    """Standard normal rows `[rows.stop - rows.start, *shape]` of an endless table that only the keys decide.
+
+    Row i is the same whatever slice asks for it, so any micro-batch and any number of ranks see the same noise.
+    """
+    blocks = range(rows.start // NOISE_BLOCK, -(-rows.stop // NOISE_BLOCK))
+    drawn = [torch.randn(NOISE_BLOCK, *shape, generator=generator_for(*keys, block)) for block in blocks]
+    first = blocks.start * NOISE_BLOCK
+    return torch.cat(drawn)[rows.start - first : rows.stop - first]

@@ -1,0 +1,353 @@
+"""Train a one-step generator by representation distribution matching: build everything, then one loop."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from irdm.checkpoint import load_latest, save_checkpoint, write_atomic
+from irdm.controller import Controller
+from irdm.data import Dataset
+from irdm.distributed import Ranks
+from irdm.evaluate import QuickCheck
+from irdm.gradcache import accumulate_gradients
+from irdm.images import image_grid, save_png
+from irdm.objective import Objective
+from irdm.ops.sampling import generator_for, normal_rows, seed_for
+from irdm.presets import RunConfig
+from irdm.reference import build_reference, embed_labels
+from irdm.run import build_battery, build_generator, cache_dir, claim_run, evaluate_run, resolve_device
+
+LR_ROLLOUT = 5120  # the rollout at which `lr` is quoted; the rate scales with the square root
+GRID_COLUMNS = 10  # images of each class in a sample grid
+
+
+def train(config: RunConfig, out: Path, command: str = "irdm train") -> dict:
+    """Train to the end, resuming from the newest checkpoint in `out`, then evaluate. Returns the result.
+
+    The run directory `out` is described in docs/design.md. Repeating the same call resumes an interrupted run, and on a
+    CPU the resumed run is bit-identical to an uninterrupted one.
+
+    Raises:
+        ValueError: when `out` holds a run of another configuration, or no checkpoint in it is usable.
+        RuntimeError: when `max_skipped` steps in a row had a non-finite loss or gradient.
+        KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM, when the state has been saved.
+    """
+    began = time.monotonic()
+    device = resolve_device(config.device)
+    ranks = Ranks.start(device)
+    say = _printer(ranks)
+    dataset = config.data.build()
+    if config.rollout < dataset.num_classes:
+        raise ValueError(
+            f"The rollout is {config.rollout}, but '{dataset.name}' has {dataset.num_classes} classes and each needs at "
+            f"least one image a step. Raise --rollout to {dataset.num_classes} or more."
+        )
+    if ranks.is_main:
+        claim_run(out, config)
+    ranks.barrier()
+    say(f"{dataset.name}: {len(dataset.train)} training images, {dataset.num_classes} classes; device {device}")
+
+    # The frozen side: encoders, references, floors.
+    clock = time.monotonic()
+    if not ranks.is_main:
+        ranks.barrier()  # the main rank fits the battery, the others read its cache
+    battery = build_battery(config, dataset, device, say)
+    if ranks.is_main:
+        ranks.barrier()
+    encoders = {name: battery.encoders[name] for name in battery.held_in}
+    seconds = {"encoders": time.monotonic() - clock}
+    clock = time.monotonic()
+    reference = build_reference(
+        config.distance,
+        encoders,
+        dataset,
+        joint=config.joint,
+        rollout=config.rollout,
+        seed=config.seed,
+        device=device,
+        micro_batch=config.micro_batch or config.rollout,
+    )
+    objective = Objective(reference.distances, reference.floors, self_normalise=config.self_normalise)
+    check = QuickCheck(battery, dataset, config.evaluation, device) if ranks.is_main else None
+    seconds["reference"] = time.monotonic() - clock
+    if ranks.is_main:
+        write_atomic(out / "reference.json", json.dumps(_describe(reference.floors, battery, dataset), indent=1))
+
+    # The moving side: generator, its average, optimizer, weights of the encoders.
+    generator = build_generator(config, dataset).to(device)
+    ema = build_generator(config, dataset).to(device).requires_grad_(False)
+    parameters = [p for p in generator.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        parameters, lr=config.lr, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay, foreach=True
+    )
+    controller = Controller(config.controller, reference.floors)
+    state = {"step": 0, "skipped": 0, "in_a_row": 0, "train_seconds": 0.0, "checks": [], **seconds}
+    resumed, refused = load_latest(out / "checkpoints")
+    for problem in refused:
+        say(f"warning: {problem} Using the one before.")
+    if resumed is not None:
+        generator.load_state_dict(resumed.tensors["generator"])
+        ema.load_state_dict(resumed.tensors["ema"])
+        _load_optimizer(optimizer, resumed.tensors["training"])
+        controller.load_state_dict(resumed.state["controller"])
+        state = resumed.state["progress"]
+        say(f"resuming after step {state['step']}")
+    log = MetricsLog(out / "metrics.jsonl", state["step"], write=ranks.is_main)
+
+    def save() -> None:
+        if ranks.is_main:
+            tensors = {
+                "generator": generator.state_dict(),
+                "ema": ema.state_dict(),
+                "training": _optimizer_tensors(optimizer),
+            }
+            body = {"progress": state, "controller": controller.state_dict()}
+            save_checkpoint(out / "checkpoints", state["step"], tensors, body, config.keep_checkpoints)
+        ranks.barrier()
+
+    labels = systematic_labels(dataset.train.labels, config.rollout)
+    share = ranks.share(config.rollout)
+    own_labels = labels[share].to(device)
+    tau = embed_labels(own_labels, dataset.num_classes) if config.joint else None
+    micro_batch = min(config.micro_batch or config.rollout, len(own_labels))
+    resumed_at, resumed_clock, last_line = state["step"], time.monotonic(), 0.0
+
+    with interruptible() as interrupted:
+        while state["step"] < config.steps:
+            tick = time.monotonic()
+            step = state["step"]
+            lr = learning_rate(config, step)
+            noise = normal_rows(share, generator.noise_shape, "train", config.seed, step).to(device)
+            torch.manual_seed(seed_for("network", config.seed, step, ranks.rank))  # dropout, if the network has any
+
+            # One exact gradient over the whole rollout.
+            optimizer.zero_grad(set_to_none=True)
+            idle = [name for name, weight in controller.weights.items() if weight == 0]
+            outcome = None
+
+            def feature_gradients(features: dict[str, Tensor], step: int = step) -> dict[str, Tensor]:
+                nonlocal outcome
+                outcome = objective(features, tau, controller.weights, step, ranks)
+                return outcome.gradients if math.isfinite(outcome.loss) else {}
+
+            accumulate_gradients(
+                lambda rows, noise=noise: generator(noise[rows], own_labels[rows]),
+                encoders,
+                feature_gradients,
+                len(own_labels),
+                micro_batch,
+                idle=idle,
+                graph_bytes=int(config.graph_memory_gib * 2**30),
+            )
+            assert outcome is not None
+            ranks.sum_gradients(parameters)
+            grad_norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm).item()
+
+            # A step that is not finite moves nothing: not the weights, not their average, not the controller.
+            weights = controller.weights
+            if ranks.any(not (math.isfinite(outcome.loss) and math.isfinite(grad_norm)), device):
+                state["skipped"] += 1
+                state["in_a_row"] += 1
+                say(f"step {step + 1}: the loss or its gradient is not finite; skipped ({state['skipped']} so far)")
+                if state["in_a_row"] >= config.max_skipped:
+                    raise RuntimeError(
+                        f"{config.max_skipped} steps in a row were not finite, the last at step {step + 1}; the newest "
+                        f"checkpoint in {out / 'checkpoints'} is still good. Lower --lr or --clip-norm."
+                    )
+            else:
+                state["in_a_row"] = 0
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                if any(p.grad is not None for p in parameters):
+                    optimizer.step()
+                update_average(ema, generator, config.ema_decay, step)
+                controller.update(outcome.scores)
+            state["step"] = done = step + 1
+
+            # Look, save, and stop when asked to.
+            last = done == config.steps
+            line = {"step": done, "loss": outcome.loss, "lr": lr, "grad_norm": grad_norm, "skipped": state["skipped"]}
+            line |= {"scores": outcome.scores, "weights": dict(weights)}
+            looking = last or done % config.check_every == 0
+            if looking and check is not None:
+                line["check"] = check_held_out(check(ema), state["checks"])
+                save_png(out / "samples" / f"step-{done:08d}.png", sample_grid(ema, dataset, config.seed, device))
+            state["train_seconds"] += time.monotonic() - tick
+            if looking or done % config.log_every == 0:
+                rate = (done - resumed_at) * config.rollout / (time.monotonic() - resumed_clock)
+                log.write(line | {"images_per_second": rate, "seconds": state["train_seconds"]})
+                if looking or time.monotonic() - last_line > 5:
+                    last_line = time.monotonic()
+                    left = (config.steps - done) * config.rollout / rate
+                    say(_progress(done, config.steps, line, reference.floors, rate, left))
+            stop = ranks.any(bool(interrupted), device)
+            if last or stop or done % config.checkpoint_every == 0:
+                save()
+            if stop and not last:
+                say(f"stopped at step {done}; everything is saved. Run the same command again to go on.")
+                if interrupted == [signal.SIGTERM]:
+                    sys.exit(128 + signal.SIGTERM)
+                raise KeyboardInterrupt
+
+    result = {}
+    if ranks.is_main:
+        seconds = {
+            "encoders": state["encoders"],
+            "reference": state["reference"],
+            "train": state["train_seconds"],
+            "this_call": time.monotonic() - began,
+        }
+        training = {
+            "steps": config.steps,
+            "skipped_steps": state["skipped"],
+            "images_per_second": config.steps * config.rollout / state["train_seconds"],
+            "ranks": ranks.size,
+            "alarms": sum(entry["alarm"] for entry in state["checks"]),
+        }
+        result = evaluate_run(out, training=training, seconds=seconds, command=command, progress=say)
+    ranks.barrier()
+    return result
+
+
+def learning_rate(config: RunConfig, step: int) -> float:
+    """lr * sqrt(rollout / 5120), after a linear warm-up, along a cosine to final_lr times that. `step` counts from 0."""
+    peak = config.lr * math.sqrt(config.rollout / LR_ROLLOUT)
+    if step < config.warmup:
+        return peak * (step + 1) / config.warmup
+    part = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return peak * (config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * part)))
+
+
+def systematic_labels(labels: Tensor, count: int) -> Tensor:
+    """`count` labels [count] with the class frequencies of `labels`, every class at least once when count allows."""
+    order = labels.cpu().sort().values
+    drawn = order[((torch.arange(count, dtype=torch.float64) + 0.5) * len(order) / count).long()]
+    classes = order.unique()
+    missing = [c for c in classes.tolist() if c not in set(drawn.tolist())]
+    for label in missing:  # a rare class takes a place from the most frequent one
+        drawn[(drawn == drawn.mode().values).nonzero()[0, 0]] = label
+    return drawn[torch.randperm(count, generator=generator_for("labels", count))]
+
+
+@torch.no_grad()
+def update_average(ema: nn.Module, network: nn.Module, decay: float, step: int) -> None:
+    """Exponential moving average of the weights, its decay at most (1 + step) / (10 + step) so that it starts quickly."""
+    decay = min(decay, (1 + step) / (10 + step))
+    torch._foreach_lerp_(list(ema.parameters()), list(network.parameters()), 1 - decay)
+    for mine, theirs in zip(ema.buffers(), network.buffers(), strict=True):
+        mine.copy_(theirs)
+
+
+def check_held_out(ratios: dict[str, float], history: list[dict]) -> dict:
+    """Append a quick check to the history. The alarm says that held-in fell while held-out rose, twice in a row."""
+    entry = {**ratios, "alarm": False}
+    recent = [*history[-2:], entry]
+    if len(recent) == 3 and all("held_in" in e and "held_out" in e for e in recent):
+        pairs = list(zip(recent, recent[1:], strict=False))
+        entry["alarm"] = all(b["held_in"] < a["held_in"] and b["held_out"] > a["held_out"] for a, b in pairs)
+    history.append(entry)
+    return entry
+
+
+@torch.no_grad()
+def sample_grid(generator: nn.Module, dataset: Dataset, seed: int, device: str):
+    """One row a class (the first 20 classes), the same noise at every call: uint8 [H, W, c]."""
+    labels = torch.arange(min(dataset.num_classes, 20)).repeat_interleave(GRID_COLUMNS)
+    noise = normal_rows(slice(0, len(labels)), generator.noise_shape, "grid", seed)  # type: ignore[arg-type]
+    return image_grid(generator(noise.to(device), labels.to(device)).clamp(0, 1), GRID_COLUMNS)
+
+
+class MetricsLog:
+    """metrics.jsonl: one JSON object a line. Lines after the resumed step are dropped first, since they come again."""
+
+    def __init__(self, path: Path, step: int, write: bool):
+        self.path, self.enabled = path, write
+        if write and path.exists():
+            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+            write_atomic(path, "".join(line + "\n" for line in kept))
+
+    def write(self, line: dict) -> None:
+        """Append one object; NaN and infinity are written as null, which JSON knows."""
+        if self.enabled:
+            with open(self.path, "a") as file:
+                file.write(json.dumps(_jsonable(line)) + "\n")
+
+
+@contextmanager
+def interruptible() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM in a list instead of stopping at once; a second Ctrl-C stops at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": value for index, slots in state.items() for name, value in slots.items()}
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    body = optimizer.state_dict()
+    for key, value in tensors.items():
+        index, name = key.split(".")
+        body["state"].setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict(body)
+
+
+def _describe(floors: dict[str, float], battery, dataset: Dataset) -> dict:
+    sizes = {name: len(getattr(dataset, name)) for name in ("train", "val", "test")}
+    return {
+        "floors": floors,
+        "sizes": sizes,
+        "held_in": list(battery.held_in),
+        "held_out": list(battery.held_out),
+        "class_names": list(dataset.class_names),
+        "data_fingerprint": dataset.fingerprint,
+        "battery_cache": str(cache_dir()),
+    }
+
+
+def _progress(done: int, steps: int, line: dict, floors: dict[str, float], rate: float, left: float) -> str:
+    excess = sum(line["scores"][name] / floors[name] for name in floors) / len(floors)
+    text = f"step {done}/{steps}  score/floor {excess:.2f}  {rate:,.0f} images/s  {left:.0f} s left"
+    if check := line.get("check"):
+        text += "  SW ratio " + ", ".join(f"{k.replace('_', '-')} {check[k]:.2f}" for k in check if k != "alarm")
+        text += "  ALARM: held-in falls while held-out rises" if check["alarm"] else ""
+    return text
+
+
+def _printer(ranks: Ranks) -> Callable[[str], None]:
+    return (lambda text: print(text, flush=True)) if ranks.is_main else (lambda text: None)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # cut short by a kill
+
+
+def _jsonable(value):
+    if isinstance(value, dict):
+        return {key: _jsonable(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
