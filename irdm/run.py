@@ -9,7 +9,6 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from irdm import __version__
 from irdm.checkpoint import load_latest, write_atomic
 from irdm.data import Dataset
 from irdm.encoders import Battery
@@ -150,7 +150,12 @@ def evaluate_run(
     result |= training or {key: earlier[key] for key in keep if key in earlier}
     result |= {
         "seeds": {"run": loaded.config.seed, "battery": loaded.config.battery.seed, "evaluation": loaded.config.evaluation.seed},
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("irdm", "torch", "numpy")}},
+        "versions": {
+            "irdm": __version__,
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "numpy": np.__version__,
+        },
         "hardware": _hardware(loaded.device),
         "command": command or earlier.get("command", f"irdm eval {run}"),
     }
