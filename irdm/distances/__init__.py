@@ -2,13 +2,48 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 from irdm.distances.base import Distance, DistanceConfig
+from irdm.distances.drifting import Drifting, DriftingConfig
+from irdm.distances.exact import ExactMMD, ExactMMDConfig
+from irdm.distances.frechet import Frechet, FrechetConfig
 from irdm.distances.nystrom import NystromMMD, NystromMMDConfig
+from irdm.distances.rff import RFFMMD, RFFMMDConfig
+from irdm.distances.sliced import SlicedWasserstein, SlicedWassersteinConfig
 
 DISTANCES: dict[str, type[Distance]] = {
     "nystrom-mmd": NystromMMD,
+    "exact-mmd": ExactMMD,
+    "rff-mmd": RFFMMD,
+    "frechet": Frechet,
+    "sliced-wasserstein": SlicedWasserstein,
+    "drifting": Drifting,
 }
 
-AnyDistance = NystromMMDConfig
+AnyDistance = Annotated[
+    NystromMMDConfig | ExactMMDConfig | RFFMMDConfig | FrechetConfig | SlicedWassersteinConfig | DriftingConfig,
+    Field(discriminator="kind"),
+]
+"""The configuration of any distance, told apart by its `kind`."""
 
-__all__ = ["DISTANCES", "AnyDistance", "Distance", "DistanceConfig", "NystromMMD", "NystromMMDConfig"]
+__all__ = [
+    "DISTANCES",
+    "AnyDistance",
+    "Distance",
+    "DistanceConfig",
+    "Drifting",
+    "DriftingConfig",
+    "ExactMMD",
+    "ExactMMDConfig",
+    "Frechet",
+    "FrechetConfig",
+    "NystromMMD",
+    "NystromMMDConfig",
+    "RFFMMD",
+    "RFFMMDConfig",
+    "SlicedWasserstein",
+    "SlicedWassersteinConfig",
+]

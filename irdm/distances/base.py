@@ -10,9 +10,10 @@ the encoder's features (median distance, times the distance's `scale`) and s the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
+from annotated_types import MinLen
 from jaxtyping import Float
 from pydantic import PositiveFloat
 from torch import Tensor, nn
@@ -30,6 +31,20 @@ class DistanceConfig(Config):
 
     condition_bandwidth: PositiveFloat | None = None
     """Bandwidth s of the condition tau in its own units, when there is one; None means 1."""
+
+
+class KernelConfig(DistanceConfig):
+    """What the distances with a Gaussian kernel have in common."""
+
+    scale: PositiveFloat = 1.0
+    """Factor on the median distance that gives the bandwidth sigma; below 1 is a cold, sharper kernel."""
+
+    bandwidths: Annotated[tuple[PositiveFloat, ...], MinLen(1)] = (1.0,)
+    """Multiples of sigma; the kernels are averaged. Ratios of 2 cost one exponential for all."""
+
+    def gammas(self, sigma: float) -> tuple[float, ...]:
+        """1 / (2 (h sigma)^2) for each multiple h."""
+        return tuple(1 / (2 * (multiple * sigma) ** 2) for multiple in self.bandwidths)
 
 
 class Distance(nn.Module, ABC):
@@ -182,7 +197,9 @@ class _JointRows:
 
 def _check_matrix(name: str, rows: Rows) -> None:
     if len(rows.shape) != 2:
-        raise ValueError(f"Got {name} of shape {tuple(rows.shape)}, expected a matrix [rows, columns]: flatten it first.")
+        raise ValueError(
+            f"Got {name} of shape {tuple(rows.shape)}, expected a matrix [rows, columns]: flatten it first."
+        )
 
 
 def _stream_mean(name: str, rows: Rows) -> Tensor:

@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from annotated_types import MinLen
 from jaxtyping import Float
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from irdm.distances.base import Distance, DistanceConfig
+from irdm.distances.base import Distance, KernelConfig
 from irdm.ops.kernels import gaussian_mmd, kernel_means, mean_kernel, nystrom_coefficients
 from irdm.ops.kmeans import kmeans
 from irdm.ops.rows import Rows, row_blocks, sample_rows
 from irdm.ops.sampling import generator_for
-
-
-class KernelConfig(DistanceConfig):
-    """What the distances with a Gaussian kernel have in common."""
-
-    scale: PositiveFloat = 1.0
-    """Factor on the median distance that gives the bandwidth sigma; below 1 is a cold, sharper kernel."""
-
-    bandwidths: Annotated[tuple[PositiveFloat, ...], MinLen(1)] = (1.0,)
-    """Multiples of sigma; the kernels are averaged. Ratios of 2 cost one exponential for all."""
-
-    def gammas(self, sigma: float) -> tuple[float, ...]:
-        """1 / (2 (h sigma)^2) for each multiple h."""
-        return tuple(1 / (2 * (multiple * sigma) ** 2) for multiple in self.bandwidths)
 
 
 class NystromMMDConfig(KernelConfig):
@@ -78,9 +63,7 @@ class NystromMMD(Distance):
             self.alpha = self.landmarks.new_full((len(gammas), len(real)), 1 / len(real))
         else:
             pool = sample_rows(real, max(self.config.kmeans_rows, count), generator_for(seed, "k-means rows"))
-            self.landmarks = kmeans(
-                pool, count, generator_for(seed, "k-means centres"), self.config.kmeans_iterations
-            )
+            self.landmarks = kmeans(pool, count, generator_for(seed, "k-means centres"), self.config.kmeans_iterations)
             means = kernel_means(self.landmarks, row_blocks(real), gammas)
             self.alpha = nystrom_coefficients(self.landmarks, means, gammas).to(self.landmarks)
         sample = sample_rows(real, self.config.constant_rows, generator_for(seed, "constant"))

@@ -80,6 +80,16 @@ def nystrom_coefficients(
     return torch.stack(alphas)
 
 
+def fourier_features(
+    x: Float[Tensor, "n d"], frequencies: Float[Tensor, "d f"], phases: Float[Tensor, " f"], count: int
+) -> Float[Tensor, "n f"]:
+    """phi(x) = sqrt(2 / count) cos(x W + p): phi(x).phi(y) estimates k(x, y) for each run of `count` columns.
+
+    W ~ N(0, sigma^-2), p ~ U[0, 2 pi).
+    """
+    return torch.addmm(phases, x, frequencies).cos() * math.sqrt(2 / count)
+
+
 def mean_kernel(x: Float[Tensor, "n d"], gammas: Sequence[float], block: int | None = None) -> Float[Tensor, ""]:
     """(1/n^2) sum_ij k(x_i, x_j), diagonal in, float64 sum; blockwise, each pair of blocks once."""
     return _Blocks(x, gammas, block).repulsion(None)

@@ -12,9 +12,7 @@ from torch import Tensor
 _COLUMNS = 64  # directions are drawn this many at a time: part of the definition, other implementations agree
 
 
-def unit_directions(
-    dim: int, count: int, seed: int, dtype: torch.dtype = torch.float32
-) -> Float[Tensor, "d p"]:
+def unit_directions(dim: int, count: int, seed: int, dtype: torch.dtype = torch.float32) -> Float[Tensor, "d p"]:
     """`count` random directions on the unit sphere, on the CPU, as columns [dim, count].
 
     Gaussian columns, 64 at a time from one CPU generator seeded with `seed`, each divided by its norm.
@@ -30,9 +28,7 @@ def unit_directions(
     return columns / columns.norm(dim=0, keepdim=True)
 
 
-def wasserstein2_squared_sorted(
-    a_sorted: Float[Tensor, "n p"], b_sorted: Float[Tensor, "m p"]
-) -> Float[Tensor, " p"]:
+def wasserstein2_squared_sorted(a_sorted: Float[Tensor, "n p"], b_sorted: Float[Tensor, "m p"]) -> Float[Tensor, " p"]:
     """Squared 2-Wasserstein distance of each pair of columns, both already sorted upwards: [p].
 
     W_2^2 = int_0^1 (F_a^-1(t) - F_b^-1(t))^2 dt, exact for unequal sizes too: the two quantile functions are constant

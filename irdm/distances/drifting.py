@@ -1,0 +1,94 @@
+"""Drifting: each generated row is asked to move along a field of attraction to real and repulsion from generated rows.
+
+Dimension letters: g groups; n generated rows and p real rows of a group; t = n + p targets; d features.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import MinLen
+from jaxtyping import Float
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor
+
+from irdm.distances.base import DistanceConfig
+from irdm.distances.pool import PoolDistance, PoolFields
+
+_SELF = 100.0  # added to a row's scaled distance to itself: it neither attracts nor repels itself
+
+
+class DriftingConfig(DistanceConfig, PoolFields):
+    """Drifting loss against a fresh real batch; use it without self-normalisation."""
+
+    kind: Literal["drifting"] = "drifting"
+
+    radii: Annotated[tuple[PositiveFloat, ...], MinLen(1)] = (0.2, 0.05, 0.02)
+    """Temperatures of the affinity, in units of the mean distance."""
+
+    group_size: PositiveInt | None = None
+    """Generated rows that see each other, in batch order; None makes one group. Memory grows with its square."""
+
+    def build(self) -> Drifting:
+        """A distance without a reference: fit it, or load one."""
+        return Drifting(self)
+
+
+class Drifting(PoolDistance):
+    """L = mean |x / s - stop_grad(x / s + drift)|^2, with one drift per radius, each of unit root mean square.
+
+    Its value is the squared size of the drifts, not a distance that falls to zero; only its gradient has a meaning.
+    Source: Deng et al., arXiv 2602.04770.
+    """
+
+    def __init__(self, config: DriftingConfig) -> None:
+        super().__init__(config)
+        self.config = config
+        self._own("pool")
+
+    def _fields(self) -> PoolFields:
+        return self.config
+
+    def _compare(self, fake: Float[Tensor, "n w"], step: int) -> Float[Tensor, ""]:
+        size = self.config.group_size or len(fake)
+        if len(fake) % size:
+            raise ValueError(
+                f"Got {len(fake)} generated rows, expected a multiple of group_size={size}: change the rollout or "
+                "group_size."
+            )
+        groups = fake.unflatten(0, (-1, size))
+        real = torch.stack([self._draw(size, step, group) for group in range(len(groups))])
+        return drifting_loss(groups, real.to(fake), self.config.radii)
+
+
+def drifting_loss(
+    generated: Float[Tensor, "g n d"], real: Float[Tensor, "g p d"], radii: tuple[float, ...]
+) -> Float[Tensor, ""]:
+    """The loss of `Drifting`; scale and sizes of the drifts are taken over all groups together."""
+    n = generated.shape[1]
+    with torch.no_grad():
+        targets = torch.cat([generated, real], dim=1)
+        distances = torch.cdist(generated, targets)
+        scale = distances.mean()
+        unit = (scale / math.sqrt(generated.shape[2])).clamp(min=1e-3)
+        distances = distances / scale.clamp(min=1e-3)
+        distances[:, range(n), range(n)] += _SELF
+        own, targets = generated / unit, targets / unit
+        goal = own + sum(_drift(own, targets, distances / -radius) for radius in radii)
+    return (generated / unit - goal).square().mean()
+
+
+def _drift(
+    own: Float[Tensor, "g n d"], targets: Float[Tensor, "g t d"], logits: Float[Tensor, "g n t"]
+) -> Float[Tensor, "g n d"]:
+    """The drift of one radius: towards the real targets, away from the generated ones, root mean square 1."""
+    n = own.shape[1]
+    affinity = (logits.softmax(dim=2) * logits.softmax(dim=1)).clamp(min=1e-6).sqrt()
+    negative, positive = affinity[:, :, :n], affinity[:, :, n:]
+    coefficients = torch.cat(
+        [-negative * positive.sum(dim=2, keepdim=True), positive * negative.sum(dim=2, keepdim=True)], dim=2
+    )
+    force = coefficients @ targets - coefficients.sum(dim=2, keepdim=True) * own
+    return force / force.square().mean().sqrt().clamp(min=1e-4)
