@@ -158,7 +158,7 @@ def _write(path: Path, state: dict[str, Tensor]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     with temporary.open("wb") as file:
-        file.write(save({**state, "sha256": checksum}))
+        file.write(save({name: value.contiguous() for name, value in (state | {"sha256": checksum}).items()}))
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
