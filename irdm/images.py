@@ -21,9 +21,9 @@ VISIBLE = 48  # a cell smaller than this many pixels is hard to see on a screen
 def image_grid(images: Float[Tensor, "n c h w"], columns: int, scale: int | None = None) -> UInt8[np.ndarray, "H W c"]:
     """Lay images in [0, 1] out row by row, a white gutter between them and white where the last row ends early.
 
-    Each pixel becomes a `scale` x `scale` square (nearest neighbour); without a scale, the smallest one that makes a cell
-    at least 48 pixels, so 8x8 digits can be seen and photographs stay as they are. Values are rounded to 8 bits.
-    Raises ValueError for another shape, no image, values that are not finite or not in [0, 1], columns or scale below 1.
+    Each pixel becomes a `scale` x `scale` square (nearest neighbour); without a scale, the smallest one that makes a
+    cell at least 48 pixels, so 8x8 digits can be seen and photographs stay as they are. Values are rounded to 8 bits.
+    Raises ValueError for another shape, no image, values that are not finite or outside [0, 1], columns or scale < 1.
     """
     if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
         raise ValueError(f"images have shape {tuple(images.shape)}; give [n, c, h, w] with n >= 1 and c = 1 or 3")

@@ -1,5 +1,5 @@
-"""Charts as plain SVG. Positions are percentages, so a chart fits any width while its text keeps its size; colours are
-classes of the page's style sheet, so one drawing serves light and dark. Every chart is an image with a text alternative.
+"""Charts as plain SVG. Positions are percentages, so a chart fits any width while its text keeps its size; colours
+are classes of the page's style sheet, so one drawing serves light and dark. Every chart has a text alternative.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ class Axis:
     log: bool = False
 
     @classmethod
-    def around(cls, values: Iterable[float | None], *, log: bool = False, zero: bool = False, pad: float = 0.06) -> Axis:
+    def around(
+        cls, values: Iterable[float | None], *, log: bool = False, zero: bool = False, pad: float = 0.06
+    ) -> Axis:
         """An axis that holds all finite values (on a log axis all positive ones) with a little room at both ends."""
         kept = [v for v in values if v is not None and math.isfinite(v) and (v > 0 or not log)]
         low, high = (min(kept), max(kept)) if kept else (1.0, 1.0)
@@ -138,7 +140,8 @@ def bars(marks: Sequence[Mark], alt: str) -> Markup:
     height = top + row * len(marks) + 24
     body = [
         '<defs><pattern id="hatch" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
-        '<rect class="hatch-ground" width="6" height="6"/><rect class="hatch-line" width="2.6" height="6"/></pattern></defs>'
+        '<rect class="hatch-ground" width="6" height="6"/><rect class="hatch-line" width="2.6" height="6"/>'
+        "</pattern></defs>"
     ]
     for tick in axis.ticks():
         x = axis.at(tick)
@@ -234,7 +237,7 @@ def lines(
 
 
 def strips(series: Sequence[Series], alt: str, *, columns: int = 80) -> Markup:
-    """One strip an encoder over steps; the darker, the larger the value, on one scale for all. The last value at right."""
+    """One strip an encoder over steps: the stronger the colour, the larger the value, on one scale."""
     steps = [s for one in series for s, _ in one.points]
     x = Axis(min(0, *steps), max(1, *steps))
     top = max([v for one in series for _, v in one.points if v is not None and math.isfinite(v)] or [0]) or 1.0
@@ -248,7 +251,7 @@ def strips(series: Sequence[Series], alt: str, *, columns: int = 80) -> Markup:
         size = max(1, -(-len(one.points) // columns))
         starts = range(0, len(one.points), size)
         edges = [x.at(one.points[s][0]) for s in starts] + [100.0]
-        for start, left, right in zip(starts, edges, edges[1:], strict=True):
+        for start, left, right in zip(starts, edges[:-1], edges[1:], strict=True):
             kept = [v for _, v in one.points[start : start + size] if v is not None and math.isfinite(v)]
             mean = sum(kept) / len(kept) if kept else 0.0
             if mean > 0:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader
 from PIL import Image
 
 from irdm.images import png_bytes
@@ -18,6 +18,15 @@ from irdm.report.read import Run, read_run
 
 GALLERY_BYTES, PAIR_BYTES = 2_000_000, 600_000  # raw pixels; base64 PNG of pure noise would be a third more
 PAIRS = 8
+SAYS = {
+    "mean": "Sliced Wasserstein distance to the training images, over that of a fresh real draw.",
+    "held_in": "The encoders the generator was trained against.",
+    "held_out": "Encoders that training never saw: gaming the battery shows here.",
+    "unseen": "Against test images that nothing was fitted to; memorising cannot push it below 1.",
+    "mmd": "A second distance, by random Fourier features; it is squared, so it spreads wider.",
+    "near": "Median pixel distance to the closest training image, over that of test images. Copies score 0.",
+    "label": "How often a classifier outside the battery ({}) finds the class that was asked for.",
+}
 
 
 def write_report(run_dir: Path) -> Path:
@@ -27,13 +36,8 @@ def write_report(run_dir: Path) -> Path:
     Raises ValueError when the folder is not a run directory or holds a broken file (see `irdm.report.read.read_run`).
     """
     run = read_run(Path(run_dir))
-    environment = Environment(
-        loader=PackageLoader("irdm.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    loader = PackageLoader("irdm.report", ".")
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"number": number, "ratio": ratio, "percent": percent, "duration": duration}
     html = environment.get_template("template.html").render(_context(run))
     path = run.folder / "report.html"
@@ -119,28 +123,27 @@ def _bars(result: dict) -> Any:
 
 
 def _key_figures(result: dict) -> list[dict[str, str]]:
-    """The rows of the key figures: what, this run, its 95% interval, real images on the same scale, what it means."""
-    rows: list[dict[str, str]] = []
-
-    def row(what: str, value: str, real: str, means: str, ci: list | None = None) -> None:
-        interval = f"{ratio(ci[0])} – {ratio(ci[1])}" if ci else ""
-        rows.append({"what": what, "value": value, "real": real, "means": means, "ci": interval})
-
+    """The rows of the key figures: what, this run, its 95% interval, real images on the same scale, what it says."""
     sw, unseen, mmd = (result.get(name) or {} for name in ("sw_ratio", "sw_ratio_unseen", "mmd_ratio"))
     near, label = result.get("nearest_neighbour_ratio") or {}, result.get("label_accuracy") or {}
-    if sw:
-        control = ratio(sw.get("real_control"))
-        row("SW ratio, all encoders", ratio(sw.get("mean")), control, "Sliced Wasserstein distance to the training images, over that of a fresh real draw.", sw.get("ci95"))  # fmt: skip  # noqa: E501
-        row("SW ratio, held in", ratio(sw.get("held_in")), "1.00", "The encoders the generator was trained against.", sw.get("held_in_ci95"))  # fmt: skip  # noqa: E501
-        row("SW ratio, held out", ratio(sw.get("held_out")), "1.00", "Encoders that training never saw: gaming the battery shows here.", sw.get("held_out_ci95"))  # fmt: skip  # noqa: E501
-    if unseen:
-        row("SW ratio, unseen real", ratio(unseen.get("mean")), "1.00", "Against test images that nothing was fitted to; memorising cannot push it below 1.", unseen.get("ci95"))  # fmt: skip  # noqa: E501
-    if mmd:
-        row("MMD ratio", ratio(mmd.get("mean")), ratio(mmd.get("real_control", 1.0)), "A second distance, with random Fourier features; it is squared, so it spreads wider.", mmd.get("ci95"))  # fmt: skip  # noqa: E501
-    if near:
-        row("Nearest neighbour ratio", ratio(near.get("value")), "1.00", f"Median pixel distance to the closest training image, {number(near.get('generated'))}, over that of test images, {number(near.get('test'))}. Copies would score 0.")  # fmt: skip  # noqa: E501
+    control = {"sw": sw.get("real_control", 1.0), "mmd": mmd.get("real_control", 1.0)}
+    ratios = [
+        ("SW ratio, all encoders", sw.get("mean"), sw.get("ci95"), control["sw"], SAYS["mean"]),
+        ("SW ratio, held in", sw.get("held_in"), sw.get("held_in_ci95"), 1.0, SAYS["held_in"]),
+        ("SW ratio, held out", sw.get("held_out"), sw.get("held_out_ci95"), 1.0, SAYS["held_out"]),
+        ("SW ratio, unseen real", unseen.get("mean"), unseen.get("ci95"), 1.0, SAYS["unseen"]),
+        ("MMD ratio", mmd.get("mean"), mmd.get("ci95"), control["mmd"], SAYS["mmd"]),
+        ("Nearest neighbour ratio", near.get("value"), None, 1.0, SAYS["near"]),
+    ]
+    rows = [
+        {"what": what, "value": ratio(value), "real": ratio(real), "says": says, "ci": " – ".join(map(ratio, ci or ()))}
+        for what, value, ci, real, says in ratios
+        if value is not None
+    ]
     if label.get("generated") is not None:
-        row("Label accuracy", percent(label["generated"]), percent(label.get("real_test")), f"A classifier outside the battery ({label.get('classifier')}) finds the class that was asked for.")  # fmt: skip  # noqa: E501
+        value, real = percent(label["generated"]), percent(label.get("real_test"))
+        says = SAYS["label"].format(label.get("classifier"))
+        rows.append({"what": "Label accuracy", "value": value, "real": real, "says": says, "ci": ""})
     return rows
 
 
@@ -183,7 +186,9 @@ def _gallery(samples: dict[str, np.ndarray]) -> dict[str, Any] | None:
     for label in chosen:
         fake = samples["generated"][samples["generated_labels"] == label][:each]
         real = samples["real"][samples["real_labels"] == label][:each]
-        rows.append({"label": str(label), "fake": _strip(fake, side), "real": _strip(real, side) if len(real) else None})
+        rows.append(
+            {"label": str(label), "fake": _strip(fake, side), "real": _strip(real, side) if len(real) else None}
+        )
     return {"rows": rows, "shown": len(chosen), "classes": len(labels), "each": each}
 
 
@@ -267,10 +272,12 @@ def _curves(run: Run) -> dict[str, Any]:
     groups = [(key, [(step, check.get(key)) for step, check in checks]) for key in ("held_in", "held_out")]
     quick = [Series(k, points, k[5:]) for k, points in groups if any(v is not None for _, v in points)]
     spoken = ", ".join(f"{s.name.replace('_', ' ')} {ratio(s.points[-1][1])}" for s in quick)
+    alt = f"Quick check over training steps: last {spoken}; real = 1.00. Alarms: {len(alarms)}."
+    chart = lines(quick, alt, log=True, level=1.0, flags=alarms, height=220) if quick else None
     return {
         "scores": panels,
         "weights": strips(lambdas, "Weight of each encoder over training steps.") if lambdas else None,
-        "check": lines(quick, f"Quick check over training steps: last {spoken}; real = 1.00. Alarms: {len(alarms)}.", log=True, level=1.0, flags=alarms, height=220) if quick else None,  # fmt: skip  # noqa: E501
+        "check": chart,
         "alarms": alarms,
         "checks": len(checks),
         "lr": plain("lr", "Learning rate", zero=True),

@@ -29,7 +29,7 @@ class Run:
 def read_run(folder: Path) -> Run:
     """Read every file the report draws from (`docs/design.md`, "A run directory").
 
-    Raises ValueError, naming the file and how to mend it, when the folder is no run directory or a file in it is broken.
+    Raises ValueError, naming the file and how to mend it, when the folder is no run directory or a file is broken.
     A last line of metrics.jsonl without its line end was cut by a kill: it is left out, and `notes` says so.
     """
     folder = Path(folder)
@@ -40,11 +40,16 @@ def read_run(folder: Path) -> Run:
             "Give the folder that `irdm train` wrote, such as runs/digits."
         )
     notes: list[str] = []
+    result = _json(folder / "result.json", missing={})
+    if result and not isinstance(result.get("sw_ratio"), dict):
+        raise ValueError(
+            f"{folder / 'result.json'} has no sw_ratio (found: {', '.join(result)}). Run `irdm eval` again."
+        )
     return Run(
         folder=folder,
         config=_json(folder / "config.json"),
         reference=_json(folder / "reference.json", missing={}),
-        result=_json(folder / "result.json", missing={}),
+        result=result,
         metrics=_metrics(folder / "metrics.jsonl", notes),
         samples=_samples(folder / "samples" / "evaluation.npz"),
         notes=notes,
