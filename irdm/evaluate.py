@@ -46,8 +46,9 @@ def generate(
     The generator runs in evaluation mode and is put back as it was. Raises ValueError for images that are not finite or
     outside [0, 1].
     """
+    shape: tuple[int, ...] = generator.noise_shape  # type: ignore[assignment]
     blocks = [
-        torch.randn(NOISE_BLOCK, *generator.noise_shape, generator=generator_for("evaluate", seed, block))
+        torch.randn(NOISE_BLOCK, *shape, generator=generator_for("evaluate", seed, block))
         for block in range(-(-len(labels) // NOISE_BLOCK))
     ]
     noise = torch.cat(blocks)[: len(labels)]
@@ -103,8 +104,8 @@ def evaluate(
 class QuickCheck:
     """A cheap SW ratio for use during training. The real side is embedded, projected and sorted once, here.
 
-    Labels and noise are the same at every call, so that the numbers of two calls differ by the generator alone. Only the
-    train and val splits are used: nothing may be chosen on test.
+    Labels and noise are the same at every call, so that the numbers of two calls differ by the generator alone. Only
+    train and val are compared: nothing may be chosen on test.
     """
 
     def __init__(
@@ -150,8 +151,8 @@ def _embed_real(
     if n < MIN_ROWS or len(dataset.train.labels) < 2 * MIN_ROWS:
         sizes = {name: len(getattr(dataset, name).labels) for name in ("train", "val", "test")}
         raise ValueError(
-            f"The splits have {sizes} rows; an evaluation needs at least {2 * MIN_ROWS} in train and {MIN_ROWS} in each "
-            "of val and test, and hundreds to mean something. Add images or change the split."
+            f"The splits have {sizes} rows; an evaluation needs at least {2 * MIN_ROWS} in train and {MIN_ROWS} in "
+            "each of val and test, and hundreds to mean something. Add images or change the split."
         )
 
     def embed(name: str, count: int) -> Sample:

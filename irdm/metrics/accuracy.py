@@ -11,8 +11,8 @@ CLASSIFIER = "SVC(RBF) on pixels"
 def label_accuracy(generated: Sample, real: Real, config: EvaluationConfig) -> dict:
     """Accuracy of a support vector machine on raw pixels, fit on real train images: an outsider to the battery.
 
-    `real_test` is its accuracy on real test images, the ceiling of what `generated` means. Both are null, and `classifier`
-    too, for data of a single class, where there is nothing to ask for.
+    `real_test` is its accuracy on real test images: how far `generated` can be trusted. All three are null for data
+    of a single class, where there is nothing to ask for.
     """
     from sklearn.svm import SVC  # slow to import, and needed by this metric alone
 

@@ -22,7 +22,7 @@ class EvaluationConfig(Config):
     """How a generator is judged. The defaults suit thousands of images; the seed fixes every draw."""
 
     rows: int = Field(default=16384, ge=MIN_ROWS)
-    """At most this many rows of each real split; generated and fresh real draws have as many as the smaller of val and test."""
+    """At most this many rows of a real split; a generated draw has as many as the smaller of val and test."""
     replicates: int = Field(default=8, ge=1)
     """Generated draws of matched size; their spread enters the confidence interval."""
     directions: int = Field(default=1024, ge=1)
@@ -55,7 +55,7 @@ class Sample:
 
     images: Float[Tensor, "n c h w"]
     labels: Int64[Tensor, " n"]
-    features: Mapping[str, Float[Tensor, "n d"]]
+    features: Mapping[str, Float[Tensor, "n _d"]]
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -23,12 +23,13 @@ BLOCK = 2048
 
 
 class FourierBank:
-    """The mean embedding of one real sample: mean of phi(x) = sqrt(2/q) cos(x W + b), W ~ N(0, 1/sigma^2), b ~ U[0, 2 pi).
+    """The mean embedding of one real sample: the mean of phi(x) = sqrt(2/q) cos(x W + b).
 
-    sigma is the median distance between (at most 10,000, seeded) real rows; W and b are drawn on the CPU from `seed`.
+    W ~ N(0, 1/sigma^2), b ~ U[0, 2 pi), drawn on the CPU from `seed`; sigma is the median distance between real rows
+    (10,000 of them at most, seeded).
     """
 
-    def __init__(self, features: Mapping[str, Float[Tensor, "n d"]], count: int, seed: int):
+    def __init__(self, features: Mapping[str, Float[Tensor, "n _d"]], count: int, seed: int):
         """Embed the real rows with `count` random features.
 
         Raises ValueError naming an encoder with too few or non-finite rows, or whose rows are all the same.
@@ -78,6 +79,9 @@ class FourierBank:
 
 
 def mmd_ratio(generated: Sample, real: Real, config: EvaluationConfig) -> dict:
-    """MMD^2(gen, train) / MMD^2(val, train) at one n: the biased estimator depends on n, so unmatched sizes would not give 1."""
+    """MMD^2(gen, train) / MMD^2(val, train), arithmetic mean over encoders.
+
+    The biased estimator depends on n: at unmatched sizes real data would not score 1.
+    """
     bank = FourierBank(real.train.features, config.rff_features, config.rff_seed)
     return ratio_to_train(bank, generated, real, config, COARSE)

@@ -1,13 +1,13 @@
 """Distance of generated rows to real rows over the distance of fresh real rows to the same: 1 is as good as real.
 
-The interval. Write V for the variance of the distance of ONE real draw of n rows. It cannot come from a row bootstrap: at
-the null (a real draw against real data) the distance is a degenerate statistic, for which the bootstrap is inconsistent,
-and the duplicated rows of a resample inflate the distance itself. Instead real draws of the true size n are made WITHOUT
-replacement from a pool of P real rows. Overlap makes them vary less than independent draws: by 1 - (n/P)^2 for the
-quadratic part of the statistic, 1 - n/P for its linear part. Dividing by 1 - n/P covers both, on the wide side for the
-first. Together with the spread of the generated replicates this gives the variance of the ratio (delta method), and the
-interval is normal on a log scale. Rows are shared by encoders, so the interval of a mean over encoders counts their
-correlation. It is conditional on the target rows (the train split, or the test split for the unseen ratio).
+The interval. Let V be the variance of the distance of ONE real draw of n rows. A row bootstrap cannot give it: at the
+null (a real draw against real data) the distance is a degenerate statistic, for which the bootstrap is inconsistent,
+and the duplicated rows of a resample inflate the distance itself. Instead real draws of the true size n are made
+WITHOUT replacement from a pool of P real rows. Overlap makes them vary less than independent draws: by 1 - (n/P)^2 for
+the quadratic part of the statistic, 1 - n/P for its linear part. Dividing by 1 - n/P covers both, and is wide for the
+first. With the spread of the generated replicates this gives the variance of the ratio (delta method); the interval is
+normal on a log scale. Rows are shared by encoders, so the interval of a mean over encoders counts their correlation. It
+is conditional on the target rows (the train split, or the test split for the unseen ratio).
 
 Letters: r generated replicates, b real draws, e encoders.
 """
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float64
@@ -28,6 +28,7 @@ from irdm.ops.sampling import generator_for
 Z95 = 1.96
 
 
+@runtime_checkable
 class Bank(Protocol):
     """Real rows prepared once, and a distance to them: sorted projections, or a mean embedding."""
 
@@ -44,8 +45,8 @@ class Bank(Protocol):
 def ratio_to_train(bank: Bank, generated: Sample, real: Real, config: EvaluationConfig, coarse: int) -> dict:
     """Distance to train of generated rows over that of val; `real_control` puts test in the place of generated.
 
-    Val, test and each generated replicate have the same number of rows. The real draws behind the interval come from val
-    and test together and need only `coarse` directions or features.
+    Val, test and each generated replicate have the same number of rows. The real draws behind the interval come from
+    val and test together and need only `coarse` directions or features.
 
     Raises ValueError for unmatched sizes, a missing encoder or features that are not finite.
     """

@@ -26,7 +26,7 @@ class SlicedBank:
     all samples and drawn on the CPU.
     """
 
-    def __init__(self, features: Mapping[str, Float[Tensor, "n d"]], directions: int, seed: int):
+    def __init__(self, features: Mapping[str, Float[Tensor, "n _d"]], directions: int, seed: int):
         """Project and sort. Raises ValueError naming an encoder with too few, non-finite or constant rows."""
         self.dims = {name: rows.shape[-1] for name, rows in features.items()}
         features = checked(features, self.dims)
@@ -51,8 +51,8 @@ class SlicedBank:
     def distances(self, features: Mapping[str, Tensor], count: int | None = None) -> Float64[Tensor, " e"]:
         """SW_2 to the bank by encoder, over the first `count` directions (all of them unless told); any row count.
 
-        SW_2 = sqrt of the mean over directions of the squared W_2 of the projections. Raises ValueError naming an encoder
-        that is missing, of another width, or not finite.
+        SW_2 = sqrt of the mean over directions of the squared W_2 of the projections. Raises ValueError naming an
+        encoder that is missing, of another width, or not finite.
         """
         rows = checked(features, self.dims)
         squared = [

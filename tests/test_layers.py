@@ -1,0 +1,101 @@
+"""Imports only point down, and evaluation shares nothing but `ops` and the features with training."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "irdm"
+
+# From the ground up. A part imports from lines above its own; parts on one line are strangers to each other.
+LAYERS = (
+    {"config"},
+    {"ops"},
+    {"distributed", "checkpoint"},
+    {"distances", "metrics", "generators", "data"},
+    {"encoders"},
+    {"images", "features"},
+    {"controller", "reference"},
+    {"objective"},
+    {"gradcache"},
+    {"presets"},
+    {"evaluate", "sample"},
+    {"train"},
+    {"report"},
+    {"cli"},
+    {"__main__"},
+)
+RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
+TRAINING = {"distances", "reference", "objective", "controller", "gradcache", "train"}
+COMPOSED = "config"  # everybody's base class, and the one place that names every component's configuration
+
+
+def part_of(path: Path) -> str:
+    """The first name below `irdm`."""
+    return path.relative_to(ROOT).with_suffix("").parts[0]
+
+
+def imports(path: Path) -> set[str]:
+    """The parts of irdm that a file imports at run time, in functions too; imports for type checkers do not count."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for child in node.orelse:
+                visit(child)
+            return
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import; write `from irdm...`"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        found.update(name.split(".")[1] for name in names if name.startswith("irdm."))
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text(encoding="utf-8")))
+    return found - {"__version__"}
+
+
+FILES = {str(path.relative_to(ROOT)): path for path in sorted(ROOT.rglob("*.py")) if path != ROOT / "__init__.py"}
+EDGES: dict[str, set[str]] = {}
+for file in FILES.values():
+    EDGES.setdefault(part_of(file), set()).update(imports(file) - {part_of(file)})
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_imports_point_down(name):
+    part = part_of(FILES[name])
+    assert part in RANK, f"irdm/{part} has no place in LAYERS: add it there and to docs/design.md"
+    if part == COMPOSED:
+        return
+    upward = {other for other in imports(FILES[name]) - {part} if RANK.get(other, len(LAYERS)) >= RANK[part]}
+    assert not upward, f"irdm/{name} imports {upward}, which {'is' if len(upward) == 1 else 'are'} not below it"
+
+
+def test_ops_stand_on_their_own():
+    assert EDGES["ops"] <= {"config"}
+
+
+@pytest.mark.parametrize("start", ["metrics", "evaluate"])
+def test_evaluation_never_reaches_training(start):
+    reached, todo = set(), [start]
+    while todo:
+        for other in EDGES[todo.pop()] - reached:
+            reached.add(other)
+            todo += [] if other == COMPOSED else [other]
+    assert not reached & TRAINING
+    if start == "metrics":
+        assert reached <= {"ops", "config"}
+
+
+def test_imports_are_read_right(tmp_path):
+    path = tmp_path / "x.py"
+    path.write_text(
+        "import irdm.ops.sliced\nfrom irdm import train\nfrom irdm.data.base import Split\nfrom torch import nn\n"
+        "if TYPE_CHECKING:\n    from irdm.cli import main\ndef f():\n    from irdm.report.read import g\n"
+    )
+    assert imports(path) == {"ops", "train", "data", "report"}
