@@ -45,9 +45,9 @@ class Axis:
         return round(100 * share, 2)
 
     def ticks(self, about: int = 5) -> list[float]:
-        if self.log and self.high / self.low > 8:
+        if self.log and self.high / self.low > 3:
             first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
-            factors = (1, 2, 5) if last - first <= about / 2 else (1,)
+            factors = (1, 2, 3, 5) if last - first <= about / 2 else (1,)
             every = max(1, round((last - first) / about))
             marks = [f * 10.0**k for k in range(first, last + 1, every) for f in factors]
         else:
@@ -105,18 +105,20 @@ def _svg(body: Iterable[str], height: int, alt: str, kind: str) -> Markup:
 def ruler(marks: Sequence[Mark], alt: str) -> Markup:
     """Distance to real on a log axis: a row a score with its 95% interval, and a line down from real = 1.00."""
     axis = Axis.around([1.0, *(v for m in marks for v in (m.value, *(m.ci or ())))], log=True, pad=0.1)
-    top, row = 46, 40
+    top, row = 66, 40
     height = top + row * len(marks) + 4
     real = axis.at(1.0)
     body = [f'<rect class="beyond" x="0" y="{top - 18}" width="{real}%" height="{height - top + 18}"/>']
     body.append(f'<line class="edge" x1="0" x2="100%" y1="{top - 18}" y2="{top - 18}"/>')
-    for tick in axis.ticks(8):
+    for i, tick in enumerate(axis.ticks(8)):
         x = axis.at(tick)
         body.append(f'<line class="edge" x1="{x}%" x2="{x}%" y1="{top - 18}" y2="{top - 11}"/>')
-        if abs(x - real) > 9:
-            body.append(f'<text class="tick" x="{x}%" y="{top - 25}" text-anchor="middle">{tick:.3g}</text>')
-    body.append(f'<line class="one" x1="{real}%" x2="{real}%" y1="{top - 20}" y2="{height}"/>')
-    body.append(f'<text class="onelabel" x="{real}%" y="{top - 26}" text-anchor="middle">real = 1.00</text>')
+        if abs(x - real) > 3:
+            body.append(
+                f'<text class="tick {"minor" if i % 2 else ""}" x="{x}%" y="{top - 25}" text-anchor="middle">{tick:.3g}</text>'
+            )
+    body.append(f'<line class="one" x1="{real}%" x2="{real}%" y1="{top - 42}" y2="{height}"/>')
+    body.append(f'<text class="onelabel" x="{real}%" y="{top - 50}" text-anchor="middle">real = 1.00</text>')
     for i, mark in enumerate(marks):
         x, y = axis.at(mark.value), top + row * i + row / 2
         body.append(f'<text class="name" x="0" dx="-14" y="{y + 4}" text-anchor="end">{escape(mark.name)}</text>')
@@ -143,7 +145,7 @@ def bars(marks: Sequence[Mark], alt: str) -> Markup:
         '<rect class="hatch-ground" width="6" height="6"/><rect class="hatch-line" width="2.6" height="6"/>'
         "</pattern></defs>"
     ]
-    for tick in axis.ticks():
+    for tick in axis.ticks(6):
         x = axis.at(tick)
         body.append(f'<line class="grid" x1="{x}%" x2="{x}%" y1="{top}" y2="{height - 22}"/>')
         body.append(f'<text class="tick" x="{x}%" y="{height - 6}" text-anchor="middle">{tick:.3g}</text>')
@@ -256,7 +258,7 @@ def strips(series: Sequence[Series], alt: str, *, columns: int = 80) -> Markup:
             mean = sum(kept) / len(kept) if kept else 0.0
             if mean > 0:
                 body.append(
-                    f'<rect class="cell" x="{left}%" y="{y}" width="{round(right - left + 0.08, 2)}%" height="{thick}" '
+                    f'<rect class="cell" x="{left}%" y="{y}" width="{round(right - left, 2)}%" height="{thick}" '
                     f'fill-opacity="{max(mean / top, 0.04):.2f}"><title>{number(mean)}</title></rect>'
                 )
         last = one.points[-1][1] if one.points else None

@@ -84,7 +84,7 @@ def _context(run: Run) -> dict[str, Any]:
         "held_out": run.reference.get("held_out", []),
         "ruler": _ruler(result),
         "bars": _bars(result),
-        "figures": _key_figures(result),
+        "figures": _key_figures(result) if result else [],
         "seconds": _seconds(result.get("seconds") or {}),
         "gallery": _gallery(run.samples),
         "pairs": _pairs(run.samples),
@@ -126,13 +126,17 @@ def _key_figures(result: dict) -> list[dict[str, str]]:
     """The rows of the key figures: what, this run, its 95% interval, real images on the same scale, what it says."""
     sw, unseen, mmd = (result.get(name) or {} for name in ("sw_ratio", "sw_ratio_unseen", "mmd_ratio"))
     near, label = result.get("nearest_neighbour_ratio") or {}, result.get("label_accuracy") or {}
-    control = {"sw": sw.get("real_control", 1.0), "mmd": mmd.get("real_control", 1.0)}
+
+    def control(held_out: bool) -> float:
+        rows = [row.get("real_control", 1.0) for row in sw["per_encoder"].values() if row["held_out"] == held_out]
+        return sum(rows) / len(rows) if rows else 1.0
+
     ratios = [
-        ("SW ratio, all encoders", sw.get("mean"), sw.get("ci95"), control["sw"], SAYS["mean"]),
-        ("SW ratio, held in", sw.get("held_in"), sw.get("held_in_ci95"), 1.0, SAYS["held_in"]),
-        ("SW ratio, held out", sw.get("held_out"), sw.get("held_out_ci95"), 1.0, SAYS["held_out"]),
+        ("SW ratio, all encoders", sw.get("mean"), sw.get("ci95"), sw.get("real_control", 1.0), SAYS["mean"]),
+        ("SW ratio, held in", sw.get("held_in"), sw.get("held_in_ci95"), control(False), SAYS["held_in"]),
+        ("SW ratio, held out", sw.get("held_out"), sw.get("held_out_ci95"), control(True), SAYS["held_out"]),
         ("SW ratio, unseen real", unseen.get("mean"), unseen.get("ci95"), 1.0, SAYS["unseen"]),
-        ("MMD ratio", mmd.get("mean"), mmd.get("ci95"), control["mmd"], SAYS["mmd"]),
+        ("MMD ratio", mmd.get("mean"), mmd.get("ci95"), mmd.get("real_control", 1.0), SAYS["mmd"]),
         ("Nearest neighbour ratio", near.get("value"), None, 1.0, SAYS["near"]),
     ]
     rows = [
@@ -156,6 +160,10 @@ def _uri(array: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(png_bytes(np.ascontiguousarray(array))).decode()
 
 
+def _uris(images: np.ndarray, side: int) -> list[str]:
+    return [_uri(image) for image in _fit(images, side)] if len(images) else []
+
+
 def _fit(images: np.ndarray, side: int) -> np.ndarray:
     """The images with no side longer than `side`, smoothly reduced; smaller ones stay as they are."""
     longest = max(images.shape[1:3])
@@ -166,15 +174,8 @@ def _fit(images: np.ndarray, side: int) -> np.ndarray:
     return np.stack(small).reshape(len(images), h, w, images.shape[3])
 
 
-def _strip(images: np.ndarray, side: int) -> dict[str, Any]:
-    """Images side by side as one picture."""
-    images = _fit(images, side)
-    n, h, w, c = images.shape
-    return {"src": _uri(images.transpose(1, 0, 2, 3).reshape(h, n * w, c)), "width": n * w, "height": h, "count": n}
-
-
 def _gallery(samples: dict[str, np.ndarray]) -> dict[str, Any] | None:
-    """A row a class: a strip generated, a strip real. Large images: fewer, reduced until the page stays light."""
+    """A row a class: images generated, images real. Large images: fewer, reduced until the page stays light."""
     if not samples or not len(samples["generated"]):
         return None
     labels = np.unique(samples["generated_labels"])
@@ -205,8 +206,8 @@ def _pairs(samples: dict[str, np.ndarray]) -> dict[str, Any] | None:
     def cards(rows: np.ndarray) -> list[dict[str, Any]]:
         return [
             {
-                "fake": _uri(_fit(samples["generated"][i : i + 1], side)[0]),
-                "real": _uri(_fit(samples["neighbours"][i : i + 1], side)[0]),
+                "fake": _uris(samples["generated"][i : i + 1], side)[0],
+                "real": _uris(samples["neighbours"][i : i + 1], side)[0],
                 "label": str(samples["generated_labels"][i]),
                 "distance": f"{distance[i]:.2f}",
             }
@@ -230,7 +231,7 @@ def _latest_grid(folder: Path) -> dict[str, Any] | None:
             picture = np.asarray(file.convert("RGB"))
     except OSError as error:
         raise ValueError(f"{grids[-1]} cannot be read ({error}). Delete it; the run writes a new one.") from None
-    return _strip(picture[None], 800) | {"name": grids[-1].stem}
+    return {"src": _uris(picture[None], 900)[0], "name": grids[-1].stem}
 
 
 def _curves(run: Run) -> dict[str, Any]:
