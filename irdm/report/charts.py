@@ -114,9 +114,8 @@ def ruler(marks: Sequence[Mark], alt: str) -> Markup:
         x = axis.at(tick)
         body.append(f'<line class="edge" x1="{x}%" x2="{x}%" y1="{top - 18}" y2="{top - 11}"/>')
         if abs(x - real) > 3:
-            body.append(
-                f'<text class="tick {"minor" if i % 2 else ""}" x="{x}%" y="{top - 25}" text-anchor="middle">{tick:.3g}</text>'
-            )
+            kind = "tick minor" if i % 2 else "tick"
+            body.append(f'<text class="{kind}" x="{x}%" y="{top - 25}" text-anchor="middle">{tick:.3g}</text>')
     body.append(f'<line class="one" x1="{real}%" x2="{real}%" y1="{top - 42}" y2="{height}"/>')
     body.append(f'<text class="onelabel" x="{real}%" y="{top - 50}" text-anchor="middle">real = 1.00</text>')
     for i, mark in enumerate(marks):

@@ -187,9 +187,7 @@ def _gallery(samples: dict[str, np.ndarray]) -> dict[str, Any] | None:
     for label in chosen:
         fake = samples["generated"][samples["generated_labels"] == label][:each]
         real = samples["real"][samples["real_labels"] == label][:each]
-        rows.append(
-            {"label": str(label), "fake": _strip(fake, side), "real": _strip(real, side) if len(real) else None}
-        )
+        rows.append({"label": str(label), "fake": _uris(fake, side), "real": _uris(real, side)})
     return {"rows": rows, "shown": len(chosen), "classes": len(labels), "each": each}
 
 
