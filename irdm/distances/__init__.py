@@ -31,6 +31,7 @@ AnyDistance = Annotated[
 
 __all__ = [
     "DISTANCES",
+    "RFFMMD",
     "AnyDistance",
     "Distance",
     "DistanceConfig",
@@ -42,7 +43,6 @@ __all__ = [
     "FrechetConfig",
     "NystromMMD",
     "NystromMMDConfig",
-    "RFFMMD",
     "RFFMMDConfig",
     "SlicedWasserstein",
     "SlicedWassersteinConfig",

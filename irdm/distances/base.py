@@ -130,10 +130,12 @@ class Distance(nn.Module, ABC):
         if not self.center.numel():
             raise ValueError(f"{type(self).__name__} has no reference yet: call fit(real, seed=...) or load one.")
         _check_matrix("fake", fake)
+        if tau is not None:
+            _check_matrix("tau", tau)
         if fake.shape[1] != len(self.center) or not len(fake):
             raise ValueError(
-                f"Got generated features {tuple(fake.shape)}, expected [n >= 1, {len(self.center)}] as in the reference: "
-                "embed both with the same encoder."
+                f"Got generated features {tuple(fake.shape)}, expected [n >= 1, {len(self.center)}] as in the "
+                "reference: embed both with the same encoder."
             )
         if (0 if tau is None else tau.shape[1]) != int(self.tau_width) or (tau is not None and len(tau) != len(fake)):
             raise ValueError(
@@ -172,12 +174,12 @@ class Distance(nn.Module, ABC):
         for name in names:
             self.register_buffer(name, torch.empty(0))
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         for name, buffer in self._buffers.items():
             saved = state_dict.get(prefix + name)
             if buffer is not None and saved is not None:
                 self._buffers[name] = torch.empty_like(saved, device=buffer.device)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 class _JointRows:

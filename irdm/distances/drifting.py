@@ -14,13 +14,12 @@ from jaxtyping import Float
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from irdm.distances.base import DistanceConfig
-from irdm.distances.pool import PoolDistance, PoolFields
+from irdm.distances.pool import PoolConfig, PoolDistance
 
 _SELF = 100.0  # added to a row's scaled distance to itself: it neither attracts nor repels itself
 
 
-class DriftingConfig(DistanceConfig, PoolFields):
+class DriftingConfig(PoolConfig):
     """Drifting loss against a fresh real batch; use it without self-normalisation."""
 
     kind: Literal["drifting"] = "drifting"
@@ -46,10 +45,6 @@ class Drifting(PoolDistance):
     def __init__(self, config: DriftingConfig) -> None:
         super().__init__(config)
         self.config = config
-        self._own("pool")
-
-    def _fields(self) -> PoolFields:
-        return self.config
 
     def _compare(self, fake: Float[Tensor, "n w"], step: int) -> Float[Tensor, ""]:
         size = self.config.group_size or len(fake)

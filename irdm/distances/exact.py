@@ -10,13 +10,13 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from irdm.distances.base import KernelConfig
-from irdm.distances.pool import PoolDistance, PoolFields
+from irdm.distances.pool import PoolConfig, PoolDistance
 from irdm.ops.kernels import gaussian_mmd, mean_kernel
 from irdm.ops.rows import Rows, sample_rows
 from irdm.ops.sampling import generator_for
 
 
-class ExactMMDConfig(KernelConfig, PoolFields):
+class ExactMMDConfig(KernelConfig, PoolConfig):
     """Squared MMD with a fresh real batch at each step."""
 
     kind: Literal["exact-mmd"] = "exact-mmd"
@@ -39,10 +39,7 @@ class ExactMMD(PoolDistance):
     def __init__(self, config: ExactMMDConfig) -> None:
         super().__init__(config, config.scale)
         self.config = config
-        self._own("pool", "constant")
-
-    def _fields(self) -> PoolFields:
-        return self.config
+        self._own("constant")
 
     def _fit(self, real: Rows, seed: int) -> None:
         super()._fit(real, seed)

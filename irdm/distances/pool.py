@@ -5,13 +5,12 @@ from __future__ import annotations
 from pydantic import PositiveInt
 from torch import Tensor
 
-from irdm.config import Config
-from irdm.distances.base import Distance
+from irdm.distances.base import Distance, DistanceConfig
 from irdm.ops.rows import Rows, sample_rows
 from irdm.ops.sampling import generator_for, sample_indices
 
 
-class PoolFields(Config):
+class PoolConfig(DistanceConfig):
     """What the distances with a pool have in common."""
 
     pool_rows: PositiveInt = 50_000
@@ -26,14 +25,16 @@ class PoolDistance(Distance):
 
     pool: Tensor
 
-    def _fit(self, real: Rows, seed: int) -> None:
-        self.pool = sample_rows(real, self._fields().pool_rows, generator_for(seed, "pool"))
+    def __init__(self, config: PoolConfig, scale: float = 1.0) -> None:
+        super().__init__(config, scale)
+        self.pool_rows, self.batch = config.pool_rows, config.batch
+        self._own("pool")
 
-    def _fields(self) -> PoolFields:
-        raise NotImplementedError
+    def _fit(self, real: Rows, seed: int) -> None:
+        self.pool = sample_rows(real, self.pool_rows, generator_for(seed, "pool"))
 
     def _draw(self, generated: int, *keys: int) -> Tensor:
         """Distinct rows of the pool for the keys (step, ...): the same on every rank and in every run."""
-        count = self._fields().batch or generated
-        indices = sample_indices(len(self.pool), count, generator_for(int(self.seed), "batch", *keys))
+        generator = generator_for(int(self.seed), "batch", *keys)
+        indices = sample_indices(len(self.pool), self.batch or generated, generator)
         return self.pool[indices.to(self.pool.device)]

@@ -8,13 +8,12 @@ from jaxtyping import Float
 from pydantic import PositiveInt
 from torch import Tensor
 
-from irdm.distances.base import DistanceConfig
-from irdm.distances.pool import PoolDistance, PoolFields
+from irdm.distances.pool import PoolConfig, PoolDistance
 from irdm.ops.sampling import seed_for
 from irdm.ops.sliced import sliced_wasserstein2_squared, unit_directions
 
 
-class SlicedWassersteinConfig(DistanceConfig, PoolFields):
+class SlicedWassersteinConfig(PoolConfig):
     """Squared sliced 2-Wasserstein distance to a fresh real batch."""
 
     kind: Literal["sliced-wasserstein"] = "sliced-wasserstein"
@@ -36,10 +35,6 @@ class SlicedWasserstein(PoolDistance):
     def __init__(self, config: SlicedWassersteinConfig) -> None:
         super().__init__(config)
         self.config = config
-        self._own("pool")
-
-    def _fields(self) -> PoolFields:
-        return self.config
 
     def _compare(self, fake: Float[Tensor, "n w"], step: int) -> Float[Tensor, ""]:
         seed = seed_for(int(self.seed), "directions", step)

@@ -21,8 +21,13 @@ _MOST_SQUARINGS = 4  # a kernel is taken from its wider neighbour by at most thi
 
 def squared_distances(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
     """|x_i - y_j|^2 as |x|^2 + |y|^2 - 2 x.y, clamped at zero. Centre the rows first: a large common mean cancels."""
-    products = torch.addmm(y.square().sum(dim=1), x, y.T, alpha=-2)
-    return products.add_(x.square().sum(dim=1, keepdim=True)).clamp_(min=0)
+    products = torch.addmm(_squared_norms(y), x, y.T, alpha=-2)
+    return products.add_(_squared_norms(x)[:, None]).clamp_(min=0)
+
+
+def _squared_norms(x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    """|x_i|^2 without a temporary of the size of x."""
+    return torch.linalg.vector_norm(x, dim=1).square_()
 
 
 def median_distance(x: Float[Tensor, "n d"], block: int = 1024) -> float:
@@ -157,14 +162,14 @@ class _GaussianMMD(torch.autograd.Function):
     """The pass above as one node of the graph."""
 
     @staticmethod
-    def forward(ctx, fake, landmarks, alpha, gammas, constant, block):  # noqa: ANN001, ANN205
+    def forward(ctx, fake, landmarks, alpha, gammas, constant, block):
         value, gradient = gaussian_mmd_and_gradient(fake, landmarks, alpha, gammas, constant, block=block)
         ctx.save_for_backward(gradient)
         return value
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, outer):  # noqa: ANN001, ANN205
+    def backward(ctx, outer):  # pyright: ignore[reportIncompatibleMethodOverride]
         (gradient,) = ctx.saved_tensors
         return outer * gradient, None, None, None, None, None
 
@@ -177,7 +182,7 @@ class _Blocks:
         self.plan = _plan(gammas)
         self.base = self.plan[0][1]  # the smallest gamma, the widest kernel: the exponents are held for it
         self.block = block or (2048 if x.is_cuda else 1024)
-        self.norms = self.x.square().sum(dim=1).mul_(self.base)
+        self.norms = _squared_norms(self.x).mul_(self.base)
         self.row_weights = self.x.new_zeros(len(x))
         self._buffers = [self.x.new_empty(self.block**2) for _ in range(3 if len(gammas) > 1 else 2)]
 
@@ -211,7 +216,7 @@ class _Blocks:
         n, kernels = len(self.x), len(self.plan)
         scale = 4 * self.base / (n * kernels)
         total = torch.zeros((), dtype=torch.float64, device=self.x.device)
-        norms = landmarks.square().sum(dim=1).mul_(self.base)
+        norms = _squared_norms(landmarks).mul_(self.base)
         for i in self._ranges(n):
             for k in self._ranges(len(landmarks)):
                 weights = None
@@ -263,7 +268,7 @@ class _Blocks:
 
 
 def _plan(gammas: Sequence[float]) -> list[tuple[int, float, int]]:
-    """(bandwidth index, gamma, squarings) in rising gamma; squarings > 0: the kernel is the last one to the 2^squarings.
+    """(bandwidth index, gamma, squarings) in rising gamma; squarings > 0: the last kernel, squared so many times.
 
     Bandwidths in ratio 2 have gammas in ratio 4, so that k_narrow = k_wide^4: two products in place of an exponential.
     """
