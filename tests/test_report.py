@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from irdm.images import save_png
 from irdm.report import write_report
 from irdm.report.charts import Axis, Series, lines, number
 
@@ -145,6 +146,16 @@ def test_an_interrupted_run(tmp_path):
     assert "no result yet" in text and "ends at step <b>600</b>" in text and "line 601" in text
     assert f"irdm train --config {run / 'config.json'}" in text
     assert {"check", "weights", "lr"} <= set(Page(text).figures) and "ruler" not in Page(text).figures
+
+
+def test_before_evaluation_the_latest_grid_is_shown(tmp_path):
+    run = fake_run(tmp_path / "digits", steps=24, done=False)
+    save_png(run / "samples" / "step-00000012.png", np.zeros((40, 40, 1), np.uint8))
+    text = write_report(run).read_text()
+    assert "latest" in Page(text).figures and "step-00000012" in text
+    (run / "samples" / "step-00000012.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="step-00000012.png cannot be read"):
+        write_report(run)
 
 
 def test_a_run_that_logged_nothing(tmp_path):
