@@ -5,7 +5,7 @@ Letters: n rows, c channels, h height, w width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,7 +91,7 @@ def evaluate(
     say("embedding real images")
     real = _embed_real(battery, dataset, config, config.rows, device)
     say(f"drawing {config.replicates} x {len(real.val)} images")
-    generated = _draw(generator, battery.encoders, dataset, config, len(real.val), config.replicates, device)
+    generated = _draw(generator, battery, dataset, config, len(real.val), config.replicates, device)
     result: dict = {}
     for name, metric in METRICS.items():
         say(name)
@@ -120,7 +120,7 @@ class QuickCheck:
 
     def __call__(self, generator: nn.Module) -> dict[str, float]:
         """{"held_in": ratio, "held_out": ratio}; a group that the battery does not have is left out."""
-        drawn = _draw(generator, self.battery.encoders, self.dataset, self.config, self.rows, 1, self.device)
+        drawn = _draw(generator, self.battery, self.dataset, self.config, self.rows, 1, self.device)
         ratios = dict(
             zip(self.bank.names, (self.bank.distances(drawn.features) / self.real_distances).tolist(), strict=True)
         )
@@ -129,13 +129,14 @@ class QuickCheck:
 
 
 def _embed(
-    encoders: Mapping[str, nn.Module],
+    battery: Battery,
     images: Tensor,
     labels: Tensor,
     config: EvaluationConfig,
     device: torch.device | str,
 ) -> Sample:
     """Images with their features, a micro-batch on the device at a time."""
+    encoders = dict(battery.encoders.items())
     parts = [extract(encoders, chunk.to(device), config.micro_batch) for chunk in images.split(config.micro_batch)]
     return Sample(images, labels, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
@@ -161,14 +162,14 @@ def _embed_real(
         if count < len(labels):
             rows = stratified_rows(labels, count, generator_for("evaluate", "rows", name, config.seed))
             images, labels = images[rows], labels[rows]
-        return _embed(battery.encoders, images, labels, config, device)
+        return _embed(battery, images, labels, config, device)
 
     return Real(embed("train", most), embed("val", n), embed("test", n), tuple(battery.held_out))
 
 
 def _draw(
     generator: nn.Module,
-    encoders: Mapping[str, nn.Module],
+    battery: Battery,
     dataset: Dataset,
     config: EvaluationConfig,
     rows: int,
@@ -180,7 +181,7 @@ def _draw(
     train = dataset.train.labels
     labels = torch.cat([train[stratified_rows(train, rows, rng)] for _ in range(replicates)])
     images = generate(generator, labels, config.seed, config.micro_batch, device)
-    return _embed(encoders, images, labels, config, device)
+    return _embed(battery, images, labels, config, device)
 
 
 def _gallery(generated: Sample, real: Real, per_class: int) -> dict[str, NDArray]:
