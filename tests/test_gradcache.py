@@ -1,0 +1,117 @@
+"""The gradient cache against one backward through everything at once."""
+
+import pytest
+import torch
+from torch import nn
+
+from irdm.gradcache import accumulate_gradients
+
+N = 13
+
+
+@pytest.fixture
+def parts():
+    torch.manual_seed(0)
+    generator = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 4)).double()
+    encoders = {"a": nn.Linear(4, 5).double(), "b": nn.Sequential(nn.Linear(4, 6), nn.Tanh()).double()}
+    for encoder in encoders.values():
+        encoder.requires_grad_(False)
+    return generator, encoders, torch.randn(N, 3, dtype=torch.float64)
+
+
+def coupled_loss(features):
+    """A loss in which every row meets every other."""
+    return sum((x @ x.T).tanh().mean() + x.mean(0).square().sum() for x in features.values())
+
+
+def feature_gradients(features):
+    leaves = {name: x.clone().requires_grad_() for name, x in features.items()}
+    return dict(zip(leaves, torch.autograd.grad(coupled_loss(leaves), list(leaves.values())), strict=True))
+
+
+def gradients_of(module):
+    return torch.cat([p.grad.flatten() for p in module.parameters()])
+
+
+@pytest.mark.parametrize("graph_bytes", [0, 3000, 1 << 30])
+@pytest.mark.parametrize("micro_batch", [1, 4, 5, 13])
+def test_equals_one_backward_for_any_micro_batch_and_memory(parts, micro_batch, graph_bytes):
+    generator, encoders, noise = parts
+    images = generator(noise)
+    coupled_loss({name: encoder(images) for name, encoder in encoders.items()}).backward()
+    expected = gradients_of(generator)
+    generator.zero_grad()
+    accumulate_gradients(
+        lambda rows: generator(noise[rows]), encoders, feature_gradients, N, micro_batch, graph_bytes=graph_bytes
+    )
+    torch.testing.assert_close(gradients_of(generator), expected, rtol=1e-12, atol=1e-14)
+
+
+def test_dropout_replays_the_same_mask(parts):
+    _, encoders, noise = parts
+    generator = nn.Sequential(nn.Linear(3, 16), nn.Dropout(0.5), nn.Linear(16, 4)).double()
+    found = []
+    for graph_bytes in (0, 1 << 30):  # run again with replayed masks, or graphs kept from the only run
+        torch.manual_seed(7)
+        generator.zero_grad()
+        accumulate_gradients(
+            lambda rows: generator(noise[rows]), encoders, feature_gradients, N, 4, graph_bytes=graph_bytes
+        )
+        found.append((gradients_of(generator), torch.rand(1)))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-12, atol=1e-14)
+    assert found[0][1] == found[1][1], "the outer random stream must not notice the replay"
+
+
+class Counting(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.calls = inner, 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.inner(x)
+
+
+def test_kept_graphs_need_no_second_forward_and_idle_encoders_are_not_run_again(parts):
+    generator, encoders, noise = parts
+    generator = Counting(generator)
+    counted = {name: Counting(encoder) for name, encoder in encoders.items()}
+
+    def only_a(features):
+        return {"a": feature_gradients(features)["a"]}
+
+    def run(graph_bytes):
+        for module in (generator, *counted.values()):
+            module.calls = 0
+        kept = accumulate_gradients(
+            lambda rows: generator(noise[rows]), counted, only_a, N, 4, idle=["b"], graph_bytes=graph_bytes
+        )
+        return kept, generator.calls, counted["a"].calls, counted["b"].calls
+
+    assert run(0) == (0, 8, 8, 4)
+    assert run(1 << 30) == (4, 4, 4, 4)
+    kept = {}
+    for graph_bytes in range(500, 10_000, 500):
+        count, generator_calls, *_ = run(graph_bytes)
+        assert generator_calls == 8 - count
+        kept[count] = graph_bytes
+    assert {0, 1, 2, 3, 4} >= kept.keys() > {0, 4}, "some budgets hold a part of the graphs"
+
+
+def test_no_gradients_leave_the_generator_alone(parts):
+    generator, encoders, noise = parts
+    accumulate_gradients(lambda rows: generator(noise[rows]), encoders, lambda features: {}, N, 4)
+    assert all(p.grad is None for p in generator.parameters())
+
+
+@pytest.mark.parametrize("n, micro_batch", [(0, 1), (4, 0), (4, -1)])
+def test_bad_sizes_are_refused(parts, n, micro_batch):
+    generator, encoders, noise = parts
+    with pytest.raises(ValueError, match="at least 1"):
+        accumulate_gradients(lambda rows: generator(noise[rows]), encoders, feature_gradients, n, micro_batch)
+
+
+def test_a_gradient_for_an_idle_encoder_is_refused(parts):
+    generator, encoders, noise = parts
+    with pytest.raises(ValueError, match="idle"):
+        accumulate_gradients(lambda rows: generator(noise[rows]), encoders, feature_gradients, N, 4, idle=["a"])
