@@ -1,0 +1,43 @@
+import ot
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from irdm.ops.sliced import sliced_wasserstein2, unit_directions, wasserstein2_squared_sorted
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 10**6))
+@settings(max_examples=40, deadline=None)
+def test_one_dimension_is_exact_for_any_two_sizes(n, m, seed):
+    generator = torch.Generator().manual_seed(seed)
+    a, b = (torch.randn(size, 2, generator=generator, dtype=torch.float64).sort(dim=0).values for size in (n, m))
+    expected = [ot.wasserstein_1d(a[:, p].numpy(), b[:, p].numpy(), p=2) for p in range(2)]
+    torch.testing.assert_close(
+        wasserstein2_squared_sorted(a, b), torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-9
+    )
+
+
+@pytest.mark.parametrize("m", [40, 63])
+def test_agrees_with_an_independent_library(m):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 5, generator=generator, dtype=torch.float64)
+    y = torch.randn(m, 5, generator=generator, dtype=torch.float64) + 0.4
+    directions = unit_directions(5, 70, seed=1, dtype=torch.float64)
+    expected = ot.sliced_wasserstein_distance(x.numpy(), y.numpy(), projections=directions.numpy())
+    assert sliced_wasserstein2(x, y, directions).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_directions_are_unit_seeded_and_drawn_64_columns_at_a_time():
+    directions = unit_directions(9, 130, seed=4)
+    torch.testing.assert_close(directions.norm(dim=0), torch.ones(130))
+    assert torch.equal(directions, unit_directions(9, 130, seed=4))
+    assert torch.equal(directions[:, :64], unit_directions(9, 64, seed=4))
+    assert not torch.equal(directions, unit_directions(9, 130, seed=5))
+
+
+def test_bad_shapes_are_named():
+    with pytest.raises(ValueError, match="same encoder"):
+        sliced_wasserstein2(torch.zeros(3, 4), torch.zeros(3, 5), unit_directions(4, 2, seed=0))
+    with pytest.raises(ValueError, match="at least 1"):
+        unit_directions(0, 3, seed=0)
