@@ -5,7 +5,7 @@ Letters: n rows, c channels, h height, w width, d features, e encoders.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -60,16 +60,11 @@ class Sample:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, rows: Int64[Tensor, " k"]) -> Sample:
-        """Some of the rows."""
-        features = {name: table[rows.to(table.device)] for name, table in self.features.items()}
-        return Sample(self.images[rows], self.labels[rows], features)
-
-    def split(self, size: int) -> list[Sample]:
-        """Consecutive replicates of `size` rows. Raises ValueError unless they come out even."""
+    def replicates(self, size: int) -> list[dict[str, Tensor]]:
+        """The features of consecutive replicates of `size` rows. Raises ValueError unless they come out even."""
         if not len(self) or len(self) % size:
             raise ValueError(f"Got {len(self)} generated rows, expected a multiple of {size}, the rows of a real draw.")
-        return [self.take(rows) for rows in torch.arange(len(self)).split(size)]
+        return [take(self.features, slice(start, start + size)) for start in range(0, len(self), size)]
 
 
 @dataclass(frozen=True)
@@ -82,11 +77,9 @@ class Real:
     held_out: tuple[str, ...]
 
 
-def pooled(samples: Sequence[Sample]) -> Sample:
-    """The rows of several samples of the same encoders, one after the other."""
-    features = {name: torch.cat([sample.features[name] for sample in samples]) for name in samples[0].features}
-    images = torch.cat([sample.images for sample in samples])
-    return Sample(images, torch.cat([sample.labels for sample in samples]), features)
+def take(features: Mapping[str, Tensor], rows: Int64[Tensor, " k"] | slice) -> dict[str, Tensor]:
+    """Some rows of every encoder's features."""
+    return {name: table[rows if isinstance(rows, slice) else rows.to(table.device)] for name, table in features.items()}
 
 
 def stratified_rows(labels: Int64[Tensor, " n"], count: int, generator: torch.Generator) -> Int64[Tensor, " count"]:

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from irdm.metrics.base import EvaluationConfig, Real, Sample, pooled, stratified_rows
+from irdm.metrics.base import EvaluationConfig, Real, Sample, stratified_rows, take
 from irdm.ops.sampling import generator_for
 
 Z95 = 1.96
@@ -53,15 +53,18 @@ def ratio_to_train(bank: Bank, generated: Sample, real: Real, config: Evaluation
     n = len(real.val)
     if len(real.test) != n:
         raise ValueError(f"Got {n} val and {len(real.test)} test rows; a distance to real depends on n, so match them.")
-    pool = pooled([real.val, real.test])
+    if missing := set(bank.names) - (set(real.val.features) & set(real.test.features)):
+        raise ValueError(f"The encoders {sorted(missing)} have no features of val or test; embed with all of them.")
+    pool = {name: torch.cat([real.val.features[name], real.test.features[name]]) for name in bank.names}
+    labels = torch.cat([real.val.labels, real.test.labels])
     rng = generator_for("metrics", "ratio", config.seed)
-    draws = [pool.take(stratified_rows(pool.labels, n, rng)) for _ in range(config.resamples)]
+    draws = (take(pool, stratified_rows(labels, n, rng)) for _ in range(config.resamples))
     return summarise(
         bank.names,
         real.held_out,
-        torch.stack([bank.distances(draw.features) for draw in generated.split(n)]),
-        torch.stack([bank.distances(draw.features, coarse) for draw in draws]),
-        n / len(pool),
+        torch.stack([bank.distances(features) for features in generated.replicates(n)]),
+        torch.stack([bank.distances(features, coarse) for features in draws]),
+        n / len(labels),
         denominator=bank.distances(real.val.features),
         control=bank.distances(real.test.features),
     )

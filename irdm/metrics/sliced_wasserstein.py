@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from irdm.metrics.base import MIN_ROWS, EvaluationConfig, Real, Sample, checked, stratified_rows
+from irdm.metrics.base import MIN_ROWS, EvaluationConfig, Real, Sample, checked, stratified_rows, take
 from irdm.metrics.ratio import ratio_to_train, summarise
 from irdm.ops.sampling import generator_for
 from irdm.ops.sliced import unit_directions, wasserstein2_squared_sorted
@@ -85,9 +85,11 @@ def sw_ratio_unseen(generated: Sample, real: Real, config: EvaluationConfig) -> 
     rng = generator_for("metrics", "unseen", config.seed)
     bank = SlicedBank(real.test.features, config.directions, config.seed)
 
-    def distances(sample: Sample) -> Float64[Tensor, " e"]:
-        return bank.distances(sample.take(stratified_rows(sample.labels, n, rng)).features)
+    def distances(features: Mapping[str, Tensor], labels: Tensor) -> Tensor:
+        return bank.distances(take(features, stratified_rows(labels, n, rng)))
 
-    draws = torch.stack([distances(real.train) for _ in range(config.unseen_draws)])
-    replicates = torch.stack([distances(draw) for draw in generated.split(len(real.val))])
+    draws = torch.stack([distances(real.train.features, real.train.labels) for _ in range(config.unseen_draws)])
+    size = len(real.val)
+    drawn = zip(generated.replicates(size), generated.labels.split(size), strict=True)
+    replicates = torch.stack([distances(features, labels) for features, labels in drawn])
     return summarise(bank.names, real.held_out, replicates, draws, n / len(real.train))
