@@ -49,8 +49,8 @@ Any field can be set, nested ones with dots:
 CHECK = """\
 irdm check PRESET [--field value ...] [--out DIR]
 
-Lists what a run needs (packages, device, data, a place to write, disk) and whether it is there. Takes the same fields as
-`irdm train`. Exits with 1 when anything is missing.
+Lists what a run needs (packages, device, data, a place to write, disk) and whether it is there. Takes the same fields
+as `irdm train`. Exits with 1 when anything is missing.
 """
 
 RUN_HELP = "a run directory, such as runs/digits"
@@ -142,8 +142,8 @@ def sample(argv: Sequence[str]) -> int:
     """`irdm sample`."""
     parser = argparse.ArgumentParser(
         prog="irdm sample",
-        description="Draw images from a trained run, each in one evaluation of the network. Image i depends on the seed, "
-        "i and its label alone: a longer draw begins with the shorter one.",
+        description="Draw images from a trained run, each in one evaluation of the network. Image i depends on the "
+        "seed, i and its label alone: a longer draw begins with the shorter one.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help=RUN_HELP)
     parser.add_argument(
@@ -224,8 +224,8 @@ def _preset_list() -> str:
     lines = {f.name: (ast.get_docstring(f) or "").split("\n")[0] for f in tree.body if isinstance(f, ast.FunctionDef)}
     table = next(s.value for s in tree.body if isinstance(s, ast.AnnAssign) and ast.unparse(s.target) == "PRESETS")
     assert isinstance(table, ast.Dict)
-    names = [(ast.literal_eval(key), ast.unparse(value)) for key, value in zip(table.keys, table.values) if key]
-    return "\n".join(f"  {name:14} {lines[function]}" for name, function in names)
+    presets = ast.unparse(table).strip("{}").replace("'", "").split(", ")
+    return "\n".join(f"  {name:14} {lines[function]}" for name, function in (p.split(": ") for p in presets))
 
 
 def _show_result(result: Mapping[str, Any], run: Path) -> None:

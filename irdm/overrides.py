@@ -1,4 +1,4 @@
-"""The command line's way into a config: `--distance.kind exact-mmd --rollout 4096`, and the help that lists every field.
+"""From the command line into a config, `--distance.kind exact-mmd --rollout 4096`, and the help with every field.
 
 pydantic does the parsing and the checking; this file maps dotted names onto nested models and words the errors. A field
 that is a union of kinds is switched with `.kind`, which takes the new kind's defaults.
@@ -163,7 +163,7 @@ def _unknown(path: str, model: type[BaseModel], data: Mapping[str, Any]) -> Usag
             kind for kind, inner in kinds.items() if leaf in inner.model_fields and "kind" in inner.model_fields
         ]:
             return UsageError(
-                f"--{path} is a field of --{parent}.kind {' or '.join(owners)}, but the kind is {data[parent]['kind']}; "
+                f"--{path} belongs to --{parent}.kind {' or '.join(owners)}, but the kind is {data[parent]['kind']}; "
                 f"add --{parent}.kind {owners[0]}"
             )
     known = [name for name, _, _ in _fields(model, data)]
