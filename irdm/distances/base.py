@@ -94,7 +94,7 @@ class Distance(nn.Module, ABC):
                 raise ValueError(f"Got {len(real)} real rows and {len(tau)} rows of tau; pair every row with its own.")
             _stream_mean("tau", tau)
         device = self.center.device
-        dtype = torch.promote_types(real[:1].dtype, torch.float32)
+        dtype = torch.promote_types(real[0:1].dtype, torch.float32)
         self.center = _stream_mean("real", real).to(device, dtype)
         self.seed = torch.tensor(seed, dtype=torch.int64, device=device)
         sigma = self._bandwidth(sample_rows(real, _BANDWIDTH_ROWS, generator_for(seed, "bandwidth")))

@@ -59,7 +59,7 @@ class NystromMMD(Distance):
         gammas = self.config.gammas(float(self.sigma))
         count = self.config.landmarks
         if len(real) <= count:  # the mean embedding itself: alpha solves the system without a ridge
-            self.landmarks = real[:]
+            self.landmarks = real[0 : len(real)]
             self.alpha = self.landmarks.new_full((len(gammas), len(real)), 1 / len(real))
         else:
             pool = sample_rows(real, max(self.config.kmeans_rows, count), generator_for(seed, "k-means rows"))
