@@ -10,13 +10,14 @@ the encoder's features (median distance, times the distance's `scale`) and s the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 import torch
 from annotated_types import MinLen
 from jaxtyping import Float
 from pydantic import PositiveFloat
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from irdm.config import Config
 from irdm.ops.kernels import median_distance
@@ -73,7 +74,7 @@ class Distance(nn.Module, ABC):
         for name in ("tau_width", "seed"):
             self.register_buffer(name, torch.zeros((), dtype=torch.int64))
 
-    def fit(self, real: Rows, tau: Rows | None = None, *, seed: int) -> Self:
+    def fit(self, real: Rows, tau: Rows | None = None, *, seed: int) -> Distance:
         """Freeze the reference.
 
         Args:
