@@ -32,13 +32,16 @@ def check(config: RunConfig, out: Path) -> Iterator[tuple[str, bool, str]]:
     for name, look in looks.items():
         try:
             yield name, True, look()
-        except (ValueError, OSError, metadata.PackageNotFoundError) as error:
+        except (ValueError, OSError) as error:
             yield name, False, str(error)
 
 
 def _packages() -> str:
     """Versions of what irdm depends on."""
-    required = [r for r in metadata.requires("irdm") or [] if "extra ==" not in r]
+    try:
+        required = [r for r in metadata.requires("irdm") or [] if "extra ==" not in r]
+    except metadata.PackageNotFoundError:
+        raise ValueError("irdm itself is not installed. Install it: pip install -c constraints.txt .") from None
     names = [match[0] for r in required if (match := re.match(r"[\w.-]+", r))]
     found: dict[str, str] = {}
     for name in names:
