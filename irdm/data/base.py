@@ -92,4 +92,6 @@ def split_dataset(
         for tensor in (part.images, part.labels):
             digest.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
             digest.update(tensor.numpy().tobytes())
-    return Dataset(name, **splits, num_classes=len(class_names), class_names=class_names, fingerprint=digest.hexdigest())
+    return Dataset(
+        name, **splits, num_classes=len(class_names), class_names=class_names, fingerprint=digest.hexdigest()
+    )
