@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-from jaxtyping import install_import_hook
+import jaxtyping
 
-install_import_hook("irdm", "beartype.beartype")  # before the first import of irdm
+jaxtyping.install_import_hook("irdm", "shapes.check")  # before the first import of irdm
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -23,3 +23,11 @@ def _seeded():
 def _own_cache(tmp_path_factory: pytest.TempPathFactory):
     """Fitted batteries go to a temporary folder that the whole session shares, subprocesses included."""
     os.environ["IRDM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def unchecked():
+    """Shapes are not checked, as in use: for tests of what a user with wrong shapes is told."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -42,7 +42,7 @@ def test_bad_images_are_refused(images, columns, message):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_png_round_trip(tmp_path, channels):
+def test_png_round_trip(tmp_path, channels, unchecked):
     array = np.random.default_rng(0).integers(0, 256, (5, 7, channels), dtype=np.uint8)
     save_png(tmp_path / "new" / "a.png", array)
     with Image.open(tmp_path / "new" / "a.png") as picture:

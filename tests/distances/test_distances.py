@@ -152,7 +152,7 @@ def test_a_nan_is_refused_in_real_rows_and_gives_nan_in_generated_ones(kind, bad
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_mismatched_inputs_are_named(kind):
+def test_mismatched_inputs_are_named(kind, unchecked):
     distance = small(kind)
     with pytest.raises(ValueError, match="no reference yet"):
         distance(draw(5))

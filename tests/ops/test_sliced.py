@@ -36,7 +36,7 @@ def test_directions_are_unit_seeded_and_drawn_64_columns_at_a_time():
     assert not torch.equal(directions, unit_directions(9, 130, seed=5))
 
 
-def test_bad_shapes_are_named():
+def test_bad_shapes_are_named(unchecked):
     with pytest.raises(ValueError, match="same encoder"):
         sliced_wasserstein2(torch.zeros(3, 4), torch.zeros(3, 5), unit_directions(4, 2, seed=0))
     with pytest.raises(ValueError, match="at least 1"):
