@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -19,12 +18,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from irdm.checkpoint import write_atomic
 from irdm.config import Config
+from irdm.data.base import Dataset, Split
 from irdm.encoders.base import Battery, Encoder
-from irdm.encoders.pretexts import PRETEXTS, PatchFeatures, Pixels, Standardise, WhitePCA
-
-if TYPE_CHECKING:
-    from irdm.data.base import Dataset, Split
+from irdm.encoders.pretexts import PRETEXTS, PatchFeatures, Pixels, Standardise, WhitePCA, shape_of
 
 KINDS = (*PRETEXTS, "patches", "pixels", "pca")
 CODE_VERSION = 1  # Part of the cache key: raise it when a fitted encoder's numbers change.
@@ -93,11 +91,11 @@ def _fit(name: str, config: LocalBatteryConfig, split: Split, num_classes: int, 
     """One encoder; with `fitted` only its shape, for weights that are loaded next. Leaves the global seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed * 1_000_003 + zlib.crc32(name.encode()))  # independent of the other encoders
-        shape = tuple(split.images.shape[1:])
+        shape = shape_of(split.images)
         if name == "pixels":
             network = Pixels(shape)
         elif name == "patches":
-            network = PatchFeatures(split.images, filters=config.dim // 4)
+            network = PatchFeatures(split.images, config.dim // 4)
         elif name == "pca":
             network = WhitePCA(split.images, config.dim // 2)
         else:
@@ -153,12 +151,5 @@ def _read(path: Path, say: Callable[[str], None]) -> dict[str, Tensor] | None:
 
 
 def _write(path: Path, state: dict[str, Tensor]) -> None:
-    """Temporary name, fsync, rename: the file is whole or absent."""
     checksum = torch.tensor(list(bytes.fromhex(_digest(state))), dtype=torch.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(save({name: value.contiguous() for name, value in (state | {"sha256": checksum}).items()}))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_atomic(path, save({name: value.contiguous() for name, value in (state | {"sha256": checksum}).items()}))

@@ -21,8 +21,17 @@ Labels = Int64[Tensor, " n"]
 Shape = tuple[int, int, int]
 
 
+def shape_of(images: Images) -> Shape:
+    """(channels, height, width)."""
+    _, c, h, w = images.shape
+    return c, h, w
+
+
 class Standardise(nn.Module):
     """Images minus the training images' mean, over their standard deviation, by channel."""
+
+    mean: Tensor
+    scale: Tensor
 
     def __init__(self, images: Images):
         super().__init__()
@@ -35,8 +44,8 @@ class Standardise(nn.Module):
 
 def pool_to(side: int, shape: Shape) -> nn.Module:
     """Average pooling that brings images of `shape` to at most `side` pixels a side."""
-    size = [min(side, pixels) for pixels in shape[1:]]
-    return nn.Identity() if size == list(shape[1:]) else nn.AdaptiveAvgPool2d(size)
+    size = (min(side, shape[1]), min(side, shape[2]))
+    return nn.Identity() if size == shape[1:] else nn.AdaptiveAvgPool2d(size)
 
 
 def conv_trunk(shape: Shape, width: int, dim: int) -> nn.Sequential:
@@ -47,7 +56,7 @@ def conv_trunk(shape: Shape, width: int, dim: int) -> nn.Sequential:
         layers += [nn.Conv2d(channels, wide, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2, ceil_mode=True)]
         channels, side, wide = wide, tuple((pixels + 1) // 2 for pixels in side), min(2 * wide, 4 * width)
     trunk = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * math.prod(side), dim))
-    return trunk.to(memory_format=torch.channels_last)  # a quarter faster on a CPU
+    return trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # a quarter faster on a CPU
 
 
 def mlp_trunk(shape: Shape, width: int, dim: int) -> nn.Sequential:
@@ -63,16 +72,18 @@ class PatchFeatures(nn.Module):
     Nothing is learned: each filter is a training patch less its mean, of unit length.
     """
 
-    def __init__(self, images: Images, filters: int, size: int = 3):
+    filters: Tensor
+
+    def __init__(self, images: Images, count: int, size: int = 3):
         super().__init__()
-        rows = torch.randint(len(images), (16 * filters,))
+        rows = torch.randint(len(images), (16 * count,))
         patches = F.unfold(images[rows], size)  # [rows, c * size * size, places]
         places = torch.randint(patches.shape[2], (len(rows),))
         patches = patches[torch.arange(len(rows)), :, places]
         patches = patches - patches.mean(1, keepdim=True)
         # Flat patches have no direction; the most contrasted half has one.
-        patches = patches[patches.norm(dim=1).argsort(descending=True)[: 8 * filters]]
-        patches = F.normalize(patches[torch.randperm(len(patches))[:filters]], dim=1)
+        patches = patches[patches.norm(dim=1).argsort(descending=True)[: 8 * count]]
+        patches = F.normalize(patches[torch.randperm(len(patches))[:count]], dim=1)
         filters = patches.unflatten(1, (images.shape[1], size, size))
         self.register_buffer("filters", filters.contiguous(memory_format=torch.channels_last))
 
@@ -94,9 +105,12 @@ class Pixels(nn.Module):
 class WhitePCA(nn.Module):
     """The leading principal components of pixels averaged to at most 16x16, each scaled to unit variance."""
 
+    mean: Tensor
+    axes: Tensor
+
     def __init__(self, images: Images, dim: int):
         super().__init__()
-        self.pool = pool_to(16, tuple(images.shape[1:]))
+        self.pool = pool_to(16, shape_of(images))
         rows = self.pool(images).flatten(1).double()
         values, vectors = torch.linalg.eigh(rows.T.cov())
         dim = min(dim, rows.shape[1])
