@@ -6,7 +6,6 @@ n images, c channels (1 or 3), h height, w width.
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,8 @@ import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
+
+from irdm.checkpoint import write_atomic
 
 VISIBLE = 48  # a cell smaller than this many pixels is hard to see on a screen
 
@@ -59,15 +60,4 @@ def png_bytes(array: UInt8[np.ndarray, "h w c"]) -> bytes:
 
 def save_png(path: Path, array: UInt8[np.ndarray, "h w c"]) -> None:
     """Write a PNG; a reader of `path` sees the old file or the whole new one, never a part."""
-    data = png_bytes(array)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_atomic(Path(path), png_bytes(array))

@@ -91,7 +91,19 @@ class RunConfig(Config):
 
 def digits() -> RunConfig:
     """Handwritten digits (8x8, ships with scikit-learn) from nothing, in about three minutes on two CPU cores."""
-    return RunConfig(preset="digits", data=DigitsConfig())
+    return RunConfig(
+        preset="digits",
+        data=DigitsConfig(),
+        distance=NystromMMDConfig(bandwidths=(0.25, 0.5, 1.0), condition_bandwidth=0.3),
+        rollout=1024,
+        steps=400,
+        lr=9e-3,
+        warmup=20,
+        final_lr=0.01,
+        ema_decay=0.99,
+        check_every=100,
+        checkpoint_every=100,
+    )
 
 
 def digits_smoke() -> RunConfig:

@@ -111,7 +111,9 @@ def load_run(run: Path) -> LoadedRun:
     if reference.exists():
         recorded = json.loads(reference.read_text())["data_fingerprint"]
         if recorded != dataset.fingerprint:
-            raise ValueError(f"{run} was trained on other data: fingerprint {recorded[:12]}, now {dataset.fingerprint[:12]}.")
+            raise ValueError(
+                f"{run} was trained on other data: fingerprint {recorded[:12]}, now {dataset.fingerprint[:12]}."
+            )
     generator = build_generator(config, dataset)
     generator.load_state_dict(checkpoint.tensors["ema"])
     return LoadedRun(config, dataset, generator.to(device).eval().requires_grad_(False), device, checkpoint.step)
@@ -149,7 +151,11 @@ def evaluate_run(
     result = evaluation.result | {"seconds": seconds, "step": loaded.step}
     result |= training or {key: earlier[key] for key in keep if key in earlier}
     result |= {
-        "seeds": {"run": loaded.config.seed, "battery": loaded.config.battery.seed, "evaluation": loaded.config.evaluation.seed},
+        "seeds": {
+            "run": loaded.config.seed,
+            "battery": loaded.config.battery.seed,
+            "evaluation": loaded.config.evaluation.seed,
+        },
         "versions": {
             "irdm": __version__,
             "python": platform.python_version(),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
+import platform
 import signal
 import sys
 import time
@@ -39,10 +41,11 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> dict:
 
     Raises:
         ValueError: when `out` holds a run of another configuration, or no checkpoint in it is usable.
-        RuntimeError: when `max_skipped` steps in a row had a non-finite loss or gradient.
+        FloatingPointError: when `max_skipped` steps in a row had a non-finite loss or gradient.
         KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM, when the state has been saved.
     """
     began = time.monotonic()
+    keep_freed_memory()
     device = resolve_device(config.device)
     ranks = Ranks.start(device)
     say = _printer(ranks)
@@ -155,15 +158,11 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> dict:
 
             # A step that is not finite moves nothing: not the weights, not their average, not the controller.
             weights = controller.weights
-            if ranks.any(not (math.isfinite(outcome.loss) and math.isfinite(grad_norm)), device):
+            skip = ranks.any(not (math.isfinite(outcome.loss) and math.isfinite(grad_norm)), device)
+            if skip:
                 state["skipped"] += 1
                 state["in_a_row"] += 1
                 say(f"step {step + 1}: the loss or its gradient is not finite; skipped ({state['skipped']} so far)")
-                if state["in_a_row"] >= config.max_skipped:
-                    raise RuntimeError(
-                        f"{config.max_skipped} steps in a row were not finite, the last at step {step + 1}; the newest "
-                        f"checkpoint in {out / 'checkpoints'} is still good. Lower --lr or --clip-norm."
-                    )
             else:
                 state["in_a_row"] = 0
                 for group in optimizer.param_groups:
@@ -183,15 +182,20 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> dict:
                 line["check"] = check_held_out(check(ema), state["checks"])
                 save_png(out / "samples" / f"step-{done:08d}.png", sample_grid(ema, dataset, config.seed, device))
             state["train_seconds"] += time.monotonic() - tick
-            if looking or done % config.log_every == 0:
+            if looking or skip or done % config.log_every == 0:
                 rate = (done - resumed_at) * config.rollout / (time.monotonic() - resumed_clock)
                 log.write(line | {"images_per_second": rate, "seconds": state["train_seconds"]})
                 if looking or time.monotonic() - last_line > 5:
                     last_line = time.monotonic()
                     left = (config.steps - done) * config.rollout / rate
                     say(_progress(done, config.steps, line, reference.floors, rate, left))
+            if state["in_a_row"] == config.max_skipped:
+                raise FloatingPointError(
+                    f"{config.max_skipped} steps in a row were not finite, the last at step {done}; the newest "
+                    f"checkpoint in {out / 'checkpoints'} is from before them. Lower --lr or --clip-norm."
+                )
             stop = ranks.any(bool(interrupted), device)
-            if last or stop or done % config.checkpoint_every == 0:
+            if last or stop or (done % config.checkpoint_every == 0 and not skip):
                 save()
             if stop and not last:
                 say(f"stopped at step {done}; everything is saved. Run the same command again to go on.")
@@ -217,6 +221,14 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> dict:
         result = evaluate_run(out, training=training, seconds=seconds, command=command, progress=say)
     ranks.barrier()
     return result
+
+
+def keep_freed_memory() -> None:
+    """Ask glibc to keep large freed buffers: it would return each to the kernel, and every step pay its page faults."""
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def learning_rate(config: RunConfig, step: int) -> float:

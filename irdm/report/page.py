@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader
 from PIL import Image
 
+from irdm.checkpoint import write_atomic
 from irdm.images import png_bytes
 from irdm.report.charts import Axis, Mark, Series, bars, lines, number, ratio, ruler, strips
 from irdm.report.read import Run, read_run
@@ -41,15 +41,7 @@ def write_report(run_dir: Path) -> Path:
     environment.filters |= {"number": number, "ratio": ratio, "percent": percent, "duration": duration}
     html = environment.get_template("template.html").render(_context(run))
     path = run.folder / "report.html"
-    partial = path.with_name(f".report.html.{os.getpid()}")
-    try:
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(html)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_atomic(path, html)
     return path
 
 

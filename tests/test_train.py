@@ -1,0 +1,247 @@
+"""Training as a user meets it: the command line in a subprocess, interrupted, killed, resumed, and fed nonsense."""
+
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from irdm.presets import PRESETS
+from irdm.train import check_held_out, learning_rate, systematic_labels
+
+IRDM = [sys.executable, "-m", "irdm.cli"]
+SLOW_ENOUGH = ["--steps", "150", "--rollout", "256", "--micro-batch", "96", "--check-every", "50"]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def irdm(cache):
+    """Start `irdm ARGS`; the fitted battery is shared by the tests of this file."""
+
+    def start(*args, preexec_fn=None, prefix=IRDM):
+        env = {**os.environ, "IRDM_CACHE": str(cache), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        command = [*prefix, *map(str, args)]
+        return subprocess.Popen(
+            command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=preexec_fn
+        )
+
+    def run(*args, code=0, **options):
+        process = start(*args, **options)
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == code, f"exit {process.returncode}\n{out}\n{err}"
+        return out, err
+
+    run.start = start
+    return run
+
+
+def tensors(run, step):
+    folder = run / "checkpoints" / f"step-{step:08d}"
+    names = ("generator", "ema", "training")
+    return {
+        f"{name}.{key}": value for name in names for key, value in load_file(folder / f"{name}.safetensors").items()
+    }
+
+
+def curve(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: line[key] for key in ("step", "loss", "lr", "grad_norm", "scores", "weights")} for line in lines]
+
+
+def wait_for_checkpoint(process, run):
+    deadline = time.monotonic() + 240
+    while not list((run / "checkpoints").glob("step-*")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "no checkpoint in time"
+        time.sleep(0.01)
+
+
+def test_a_killed_and_an_interrupted_run_resume_bit_identically(irdm, tmp_path):
+    whole = tmp_path / "whole"
+    irdm("train", "digits-smoke", *SLOW_ENOUGH, "--out", whole)
+
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+        broken = tmp_path / number.name
+        process = irdm.start("train", "digits-smoke", *SLOW_ENOUGH, "--out", broken)
+        wait_for_checkpoint(process, broken)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number], err
+        assert not (broken / "result.json").exists()
+        if number != signal.SIGKILL:
+            stopped = int(re.search(r"stopped at step (\d+)", out)[1])
+            assert (broken / "checkpoints" / f"step-{stopped:08d}").is_dir()
+        out, _ = irdm("train", "digits-smoke", *SLOW_ENOUGH, "--out", broken)
+        assert "resuming after step" in out
+
+        expected, found = tensors(whole, 150), tensors(broken, 150)
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(expected[key], found[key]) for key in expected)
+        assert curve(broken) == curve(whole)
+
+    a, b = (json.loads((path / "result.json").read_text()) for path in (whole, broken))
+    assert a["sw_ratio"] == b["sw_ratio"] and a["label_accuracy"] == b["label_accuracy"]
+
+
+@pytest.fixture(scope="module")
+def finished(cache, tmp_path_factory):
+    out = tmp_path_factory.mktemp("finished") / "run"
+    env = {**os.environ, "IRDM_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    command = [*IRDM, "train", "digits-smoke", "--out", str(out)]
+    done = subprocess.run(command, env=env, text=True, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
+
+
+def test_a_run_directory_holds_what_is_promised(finished):
+    out, printed = finished
+    assert "1.00" in printed and str(out / "report.html") in printed
+    files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert {"config.json", "reference.json", "metrics.jsonl", "result.json", "report.html"} <= files
+    assert {"samples/final.png", "samples/evaluation.npz", "samples/step-00000020.png"} <= files
+    result = json.loads((out / "result.json").read_text())
+    assert {"mean", "held_in", "held_out", "ci95", "real_control", "per_encoder"} <= result["sw_ratio"].keys()
+    assert {"encoders", "reference", "train", "evaluate", "total"} <= result["seconds"].keys()
+    wanted = {"sw_ratio_unseen", "mmd_ratio", "nearest_neighbour_ratio", "label_accuracy"}
+    assert wanted | {"steps", "images_per_second", "seeds", "versions", "command"} <= result.keys()
+    assert result["command"].startswith("irdm train digits-smoke")
+
+
+def test_eval_repeats_the_numbers_and_sample_and_report_work(irdm, finished, tmp_path):
+    out, _ = finished
+    before = json.loads((out / "result.json").read_text())
+    irdm("eval", out)
+    after = json.loads((out / "result.json").read_text())
+    assert after["sw_ratio"] == before["sw_ratio"] and after["command"] == before["command"]
+    irdm("sample", out, "--labels", 3, "--count", 4, "--format", "grid", "--out", tmp_path / "threes.png")
+    assert (tmp_path / "threes.png").stat().st_size > 100
+    irdm("report", out)
+
+
+def test_the_saved_config_runs_again(irdm, finished, tmp_path):
+    out, _ = finished
+    printed, _ = irdm("train", "--config", out / "config.json", "--out", tmp_path / "again", "--dry-run")
+    assert json.loads(printed) == json.loads((out / "config.json").read_text())
+
+
+def test_another_configuration_is_refused_and_nothing_is_lost(irdm, finished):
+    out, _ = finished
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    _, err = irdm("train", "digits-smoke", "--lr", 0.5, "--out", out, code=1)
+    assert "lr" in err and "another configuration" in err and "Traceback" not in err
+    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def test_a_damaged_checkpoint_is_named_and_the_previous_one_used(irdm, tmp_path):
+    run = tmp_path / "run"
+    irdm("train", "digits-smoke", "--out", run)
+    file = run / "checkpoints" / "step-00000020" / "ema.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 4
+    file.write_bytes(data)
+    expected = tensors(run, 20)
+    out, _ = irdm("train", "digits-smoke", "--out", run)
+    assert str(file) in out and "resuming after step 10" in out
+    assert torch.equal(tensors(run, 20)["generator.to_pixels.bias"], expected["generator.to_pixels.bias"])
+
+
+def test_two_ranks_train_like_one_process(irdm, tmp_path):
+    options = ["--steps", "3", "--rollout", "101", "--micro-batch", "20"]
+    irdm("train", "digits-smoke", *options, "--out", tmp_path / "one")
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--standalone",
+        "-m",
+        "irdm.cli",
+    ]
+    irdm("train", "digits-smoke", *options, "--out", tmp_path / "two", prefix=launcher)
+    for one, two in zip(curve(tmp_path / "one"), curve(tmp_path / "two"), strict=True):
+        assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
+        assert two["scores"] == pytest.approx(one["scores"], rel=1e-3)
+
+
+def test_a_diverging_run_stops_with_one_clear_message(irdm, tmp_path):
+    options = ["--lr", "1e38", "--max-skipped", "3", "--clip-norm", "1e30"]
+    out, err = irdm("train", "digits-smoke", *options, "--out", tmp_path / "run", code=1)
+    assert "3 steps in a row were not finite" in err and "Traceback" not in err
+    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
+        assert all(weight is not None for weight in json.loads(line)["weights"].values())
+
+
+def test_a_full_disk_stops_cleanly_and_the_last_good_state_stays(irdm, tmp_path):
+    run = tmp_path / "run"
+    irdm("train", "digits-smoke", "--steps", 20, "--out", run)  # a run that goes on ...
+    config = json.loads((run / "config.json").read_text()) | {"steps": 40}
+    (run / "config.json").write_text(json.dumps(config))
+    limit = (20_000, 20_000)  # ... until no file may grow past this
+    _, err = irdm(
+        "train", "digits-smoke", "--steps", 40, "--out", run, code=1,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
+    )  # fmt: skip
+    assert "Traceback" not in err and "too large" in err.lower()
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-00000010", "step-00000020"]
+    out, _ = irdm("train", "digits-smoke", "--steps", 40, "--out", run)
+    assert "resuming after step 20" in out
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--rollout", "5"], "10 classes"),
+        (["--micro-batch", "4096"], "micro_batch is 4096"),
+        (["--device", "cuda"], "no CUDA device"),
+        (["--data.kind", "array", "--data.path", "missing.npz"], "missing.npz"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_written(irdm, tmp_path, options, said):
+    if "cuda" in options and torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    process = irdm.start("train", "digits-smoke", *options, "--out", tmp_path / "run")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode in (1, 2) and said in err and "Traceback" not in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unwritable_place_is_named(irdm, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    _, err = irdm("train", "digits-smoke", "--out", tmp_path / "file" / "run", code=1)
+    assert str(tmp_path / "file") in err and "Traceback" not in err
+    _, err = irdm("train", "digits-smoke", "--out", tmp_path, code=1)
+    assert "not a run directory" in err
+    assert (tmp_path / "file").read_text() == "not a folder"
+
+
+def test_learning_rate_follows_the_square_root_of_the_rollout():
+    config = PRESETS["digits"]().model_copy(update={"lr": 1.6e-6, "warmup": 0, "final_lr": 1.0})
+    assert learning_rate(config.model_copy(update={"rollout": 5120}), 7) == pytest.approx(1.6e-6)
+    assert learning_rate(config.model_copy(update={"rollout": 1280}), 7) == pytest.approx(0.8e-6)
+    cosine = config.model_copy(update={"rollout": 5120, "steps": 100, "warmup": 10, "final_lr": 0.1})
+    assert learning_rate(cosine, 0) == pytest.approx(0.16e-6)
+    assert learning_rate(cosine, 55) == pytest.approx(1.6e-6 * 0.55)
+
+
+def test_labels_keep_their_frequencies_and_lose_no_class():
+    labels = torch.tensor([0] * 70 + [1] * 29 + [2])
+    assert systematic_labels(labels, 1000).bincount().tolist() == [700, 290, 10]
+    assert systematic_labels(labels, 10).bincount(minlength=3).min() >= 1
+
+
+def test_the_alarm_needs_held_in_falling_while_held_out_rises_twice():
+    history = []
+    for held_in, held_out, alarm in [(3, 3, False), (2, 3.5, False), (1.5, 4, True), (1.4, 3.9, False)]:
+        assert check_held_out({"held_in": held_in, "held_out": held_out}, history)["alarm"] is alarm
