@@ -17,7 +17,6 @@ from annotated_types import MinLen
 from jaxtyping import Float
 from pydantic import PositiveFloat
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from irdm.config import Config
 from irdm.ops.kernels import median_distance
