@@ -34,25 +34,22 @@ def train() -> tuple[nn.Module, torch.Tensor]:
     floors = {name: distances[name](encoder(val_points[:ROLLOUT])).item() for name, encoder in encoders.items()}
     objective, controller = Objective(distances, floors), Controller(ControllerConfig(kind="uniform"), floors)
 
-    optimizer = torch.optim.AdamW(generator.parameters(), lr=5e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    optimizer = torch.optim.AdamW(generator.parameters(), lr=1e-3)
+    outcomes = []
     for step in range(STEPS):
         noise = torch.randn(ROLLOUT, 8)
-        outcomes = []
 
-        def gradients(features, step=step, outcomes=outcomes):
+        def gradients(features, step=step):
             outcomes.append(objective(features, None, controller.weights, step))
             return outcomes[-1].gradients
 
         optimizer.zero_grad()
         accumulate_gradients(lambda rows, noise=noise: generator(noise[rows]), encoders, gradients, ROLLOUT, 128)
         optimizer.step()
-        schedule.step()
         controller.update(outcomes[-1].scores)
         if step % 100 == 99:
             print(
-                f"step {step + 1}: "
-                + ", ".join(f"{e} {s / floors[e]:.2f}x real" for e, s in outcomes[-1].scores.items())
+                f"step {step + 1}:", {name: f"{s / floors[name]:.1f}x real" for name, s in outcomes[-1].scores.items()}
             )
     return generator, val_points
 

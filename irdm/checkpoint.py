@@ -43,7 +43,7 @@ class Checkpoint:
 def save_checkpoint(
     folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping, keep: int = 2
 ) -> Path:
-    """Write `folder/step-<step>` atomically, then delete all but the newest `keep`. Raises OSError with the old ones intact."""
+    """Write `folder/step-<step>` atomically, then delete all but the newest `keep`; on OSError the old stay."""
     target = folder / f"step-{step:08d}"
     partial = folder / f".{target.name}.{os.getpid()}"
     shutil.rmtree(partial, ignore_errors=True)
@@ -67,7 +67,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read and verify one checkpoint folder. Raises ValueError naming the file that is missing, cut short or altered."""
+    """Read and verify one checkpoint folder. Raises ValueError naming a file that is missing, cut short or altered."""
     try:
         body = json.loads((path / MANIFEST).read_text())
         claimed = body.pop("self")

@@ -1,7 +1,7 @@
 """The weights that keep a battery of encoders in balance: a gated, proportional Lagrangian controller.
 
-Any single representation can be gamed, so an encoder that already looks like real data (its score at or below its floor)
-gets weight 0, and those that do not share a fixed budget, the worst of them the most.
+Any single representation can be gamed, so an encoder that already looks like real data (its score at or below its
+floor) gets weight 0, and those that do not share a fixed budget, the worst of them the most.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Controller:
     """Weights by encoder, updated after each step from that step's scores.
 
     With the smoothed score s_e and x_e = clip(s_e - floor_e, -clip, clip): weight 0 where x_e <= 0, otherwise
-    budget * softmax over violators of x_e / (temperature * mean violators' x). All weights are 1 before the first update
-    and 0 when no encoder violates.
+    budget * softmax over violators of x_e / (temperature * mean violators' x). All weights are 1 before the first
+    update and 0 when no encoder violates.
     """
 
     def __init__(self, config: ControllerConfig, floors: Mapping[str, float]):

@@ -5,6 +5,7 @@ Started by `torchrun`; alone, every operation is the identity. The gradient is t
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable
 
@@ -25,6 +26,7 @@ class Ranks:
         """Join the process group that torchrun announces: NCCL on CUDA, gloo otherwise."""
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+            atexit.register(dist.destroy_process_group)  # gloo's threads abort a process that exits with them
         return cls()
 
     @property

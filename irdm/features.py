@@ -18,5 +18,7 @@ def extract(encoders: Mapping[str, nn.Module], images: Tensor, micro_batch: int 
     for name, encoder in encoders.items():
         features[name] = torch.cat([encoder(chunk).float() for chunk in images.split(micro_batch)])
         if bad := int((~features[name].isfinite()).any(1).sum()):
-            raise ValueError(f"Encoder '{name}' gave NaN or infinity for {bad} of {len(images)} images; refit or replace it.")
+            raise ValueError(
+                f"Encoder '{name}' gave NaN or infinity for {bad} of {len(images)} images; refit or replace it."
+            )
     return features

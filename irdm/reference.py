@@ -65,9 +65,10 @@ def build_reference(
 def held_out_floor(distance: Distance, real: Tensor, tau: Tensor, rollout: int, *, joint: bool, seed: int) -> float:
     """The expected distance of `rollout` fresh real rows, from held-out features [n, d] and conditions tau [n, c].
 
-    With n >= rollout: the mean over 8 draws. With fewer, the excess of a finite sample falls as a + b / n (exactly so for
-    every MMD with a biased repulsion), so a and b are read off all n rows and off their halves, split at random within
-    each class, and the floor is a + b / rollout. Drawing with replacement instead would count duplicates as repulsion.
+    With n >= rollout: the mean over 8 draws. With fewer, the excess of a finite sample falls as a + b / n (exactly so
+    for every MMD with a biased repulsion), so a and b are read off all n rows and off their halves, split at random
+    within each class, and the floor is a + b / rollout. Drawing with replacement instead would count duplicates
+    as repulsion.
     """
     n, full, half = len(real), [], []
     for draw in range(FLOOR_DRAWS):

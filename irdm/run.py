@@ -137,9 +137,10 @@ def evaluate_run(
     path = run / "result.json"
     earlier = json.loads(path.read_text()) if path.exists() else {}
     loaded = load_run(run)
-    battery = build_battery(loaded.config, loaded.dataset, loaded.device, progress)
+    config = loaded.config
+    battery = build_battery(config, loaded.dataset, loaded.device, progress)
     evaluation = evaluate(
-        loaded.generator, battery, loaded.dataset, loaded.config.evaluation, device=loaded.device, progress=progress
+        loaded.generator, battery, loaded.dataset, config.evaluation, device=loaded.device, progress=progress
     )
     spent = time.monotonic() - clock
     seconds = dict(seconds or earlier.get("seconds", {}))
@@ -152,9 +153,9 @@ def evaluate_run(
     result |= training or {key: earlier[key] for key in keep if key in earlier}
     result |= {
         "seeds": {
-            "run": loaded.config.seed,
-            "battery": loaded.config.battery.seed,
-            "evaluation": loaded.config.evaluation.seed,
+            "run": config.seed,
+            "battery": config.battery.seed,
+            "evaluation": config.evaluation.seed,
         },
         "versions": {
             "irdm": __version__,
@@ -166,10 +167,10 @@ def evaluate_run(
         "command": command or earlier.get("command", f"irdm eval {run}"),
     }
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **evaluation.arrays)
+    np.savez_compressed(buffer, **evaluation.arrays)  # type: ignore[arg-type]
     write_atomic(run / "samples" / "evaluation.npz", buffer.getvalue())
     grid = torch.from_numpy(evaluation.arrays["generated"]).float() / 255
-    save_png(run / "samples" / "final.png", image_grid(grid, loaded.config.evaluation.gallery_per_class))
+    save_png(run / "samples" / "final.png", image_grid(grid, config.evaluation.gallery_per_class))
     write_atomic(path, json.dumps(result, indent=1))
     write_report(run)
     return result

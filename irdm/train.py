@@ -52,8 +52,8 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> dict:
     dataset = config.data.build()
     if config.rollout < dataset.num_classes:
         raise ValueError(
-            f"The rollout is {config.rollout}, but '{dataset.name}' has {dataset.num_classes} classes and each needs at "
-            f"least one image a step. Raise --rollout to {dataset.num_classes} or more."
+            f"The rollout is {config.rollout}, but '{dataset.name}' has {dataset.num_classes} classes and each needs "
+            f"at least one image a step. Raise --rollout to {dataset.num_classes} or more."
         )
     if ranks.is_main:
         claim_run(out, config)
@@ -88,6 +88,7 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> dict:
 
     # The moving side: generator, its average, optimizer, weights of the encoders.
     generator = build_generator(config, dataset).to(device)
+    noise_shape: tuple[int, ...] = generator.noise_shape  # type: ignore[assignment]
     ema = build_generator(config, dataset).to(device).requires_grad_(False)
     parameters = [p for p in generator.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
@@ -130,7 +131,7 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> dict:
             tick = time.monotonic()
             step = state["step"]
             lr = learning_rate(config, step)
-            noise = normal_rows(share, generator.noise_shape, "train", config.seed, step).to(device)
+            noise = normal_rows(share, noise_shape, "train", config.seed, step).to(device)
             torch.manual_seed(seed_for("network", config.seed, step, ranks.rank))  # dropout, if the network has any
 
             # One exact gradient over the whole rollout.
@@ -232,7 +233,7 @@ def keep_freed_memory() -> None:
 
 
 def learning_rate(config: RunConfig, step: int) -> float:
-    """lr * sqrt(rollout / 5120), after a linear warm-up, along a cosine to final_lr times that. `step` counts from 0."""
+    """lr * sqrt(rollout / 5120), after a linear warm-up along a cosine to final_lr times that. `step` is from 0."""
     peak = config.lr * math.sqrt(config.rollout / LR_ROLLOUT)
     if step < config.warmup:
         return peak * (step + 1) / config.warmup
@@ -253,7 +254,7 @@ def systematic_labels(labels: Tensor, count: int) -> Tensor:
 
 @torch.no_grad()
 def update_average(ema: nn.Module, network: nn.Module, decay: float, step: int) -> None:
-    """Exponential moving average of the weights, its decay at most (1 + step) / (10 + step) so that it starts quickly."""
+    """Exponential moving average of the weights, its decay at most (1 + step) / (10 + step) for a quick start."""
     decay = min(decay, (1 + step) / (10 + step))
     torch._foreach_lerp_(list(ema.parameters()), list(network.parameters()), 1 - decay)
     for mine, theirs in zip(ema.buffers(), network.buffers(), strict=True):
