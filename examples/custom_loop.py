@@ -1,7 +1,4 @@
-"""Train your own network on your own tensors with the public API: a one-step generator of a ring of eight blobs.
-
-python examples/custom_loop.py
-"""
+"""Train your own network on your own tensors: `python examples/custom_loop.py` draws a ring of points in one step."""
 
 import math
 
@@ -17,24 +14,22 @@ ROLLOUT, STEPS = 512, 400
 
 
 def real_points(n: int) -> torch.Tensor:
-    angle = torch.randint(8, (n,)) * (2 * math.pi / 8)
+    angle = 2 * math.pi * torch.rand(n)
     return torch.stack([angle.cos(), angle.sin()], 1) + 0.05 * torch.randn(n, 2)
 
 
 def train() -> tuple[nn.Module, torch.Tensor]:
-    """The trained generator, and real points it has not seen."""
     torch.manual_seed(0)
     train_points, val_points = real_points(4000), real_points(2000)
     generator = nn.Sequential(nn.Linear(8, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 2))
-    encoders = nn.ModuleDict({"points": nn.Identity(), "radius": Radius()})
+    encoders = {"points": nn.Identity(), "radius": Radius()}
 
-    # One distance an encoder, fitted on real features; the floor is what unseen real data scores.
     config = NystromMMDConfig(landmarks=256, bandwidths=(0.25, 0.5, 1.0))
     distances = {name: config.build().fit(encoder(train_points), seed=0) for name, encoder in encoders.items()}
     floors = {name: distances[name](encoder(val_points[:ROLLOUT])).item() for name, encoder in encoders.items()}
     objective, controller = Objective(distances, floors), Controller(ControllerConfig(kind="uniform"), floors)
 
-    optimizer = torch.optim.AdamW(generator.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(generator.parameters())
     outcomes = []
     for step in range(STEPS):
         noise = torch.randn(ROLLOUT, 8)
@@ -44,13 +39,12 @@ def train() -> tuple[nn.Module, torch.Tensor]:
             return outcomes[-1].gradients
 
         optimizer.zero_grad()
+        optimizer.param_groups[0]["lr"] = 3e-3 * (1 - step / STEPS)
         accumulate_gradients(lambda rows, noise=noise: generator(noise[rows]), encoders, gradients, ROLLOUT, 128)
         optimizer.step()
         controller.update(outcomes[-1].scores)
-        if step % 100 == 99:
-            print(
-                f"step {step + 1}:", {name: f"{s / floors[name]:.1f}x real" for name, s in outcomes[-1].scores.items()}
-            )
+        if step % 100 == 99:  # each score beside that of real points it has not seen
+            print(f"step {step + 1}:", {name: f"{s / floors[name]:.1f}" for name, s in outcomes[-1].scores.items()})
     return generator, val_points
 
 

@@ -71,6 +71,9 @@ def held_out_floor(distance: Distance, real: Tensor, tau: Tensor, rollout: int, 
     as repulsion.
     """
     n, full, half = len(real), [], []
+    direction = torch.randn(real.shape[1], dtype=torch.float64, generator=generator_for("order")).to(real.device)
+    canonical = (real.double() @ direction).argsort()  # draws follow the content of the rows, not the order of a file
+    real, tau = real[canonical], tau[canonical]
     for draw in range(FLOOR_DRAWS):
         rows = torch.randperm(n, generator=generator_for("floor", seed, draw)).to(real.device)
         score = lambda rows, draw=draw: distance(real[rows], tau[rows] if joint else None, step=draw).item()  # noqa: E731
