@@ -41,7 +41,7 @@ def main() -> None:
     heavy = ("supervised", "contrastive", "masked")
     cases = {
         "no graph kept": ((), 0),
-        "half of the graphs kept": ((), None),
+        "some graphs kept": ((), None),
         "all graphs kept": ((), 1 << 34),
         "no graph kept, three encoders at weight 0": (heavy, 0),
         "all graphs kept, three encoders at weight 0": (heavy, 1 << 34),
