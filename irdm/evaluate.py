@@ -21,11 +21,10 @@ from irdm.metrics import METRICS, EvaluationConfig, Real, Sample
 from irdm.metrics.base import MIN_ROWS, stratified_rows
 from irdm.metrics.neighbours import nearest_neighbours
 from irdm.metrics.sliced_wasserstein import SlicedBank
-from irdm.ops.sampling import generator_for
+from irdm.ops.sampling import generator_for, normal_rows
 
 __all__ = ["Evaluation", "EvaluationConfig", "QuickCheck", "evaluate", "generate"]
 
-NOISE_BLOCK = 256  # noise is drawn in blocks of this many rows, whatever the micro-batch
 ROUNDING = 1e-3  # how far outside [0, 1] an image may lie
 
 
@@ -47,11 +46,7 @@ def generate(
     outside [0, 1].
     """
     shape: tuple[int, ...] = generator.noise_shape  # type: ignore[assignment]
-    blocks = [
-        torch.randn(NOISE_BLOCK, *shape, generator=generator_for("evaluate", seed, block))
-        for block in range(-(-len(labels) // NOISE_BLOCK))
-    ]
-    noise = torch.cat(blocks)[: len(labels)]
+    noise = normal_rows(slice(0, len(labels)), shape, "evaluate", seed)
     training = generator.training
     generator.eval()
     try:
