@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ from irdm.objective import Objective
 from irdm.ops.sampling import generator_for, normal_rows, seed_for
 from irdm.presets import RunConfig
 from irdm.reference import build_reference, embed_labels
-from irdm.run import build_battery, build_generator, cache_dir, claim_run, evaluate_run, resolve_device
+from irdm.run import build_battery, build_generator, claim_run, evaluate_run, resolve_device
 
 LR_ROLLOUT = 5120  # the rollout at which `lr` is quoted; the rate scales with the square root
 GRID_COLUMNS = 10  # images of each class in a sample grid
@@ -168,7 +169,7 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> dict:
                 state["in_a_row"] = 0
                 for group in optimizer.param_groups:
                     group["lr"] = lr
-                if any(p.grad is not None for p in parameters):
+                if outcome.gradients:  # all satisfied: nothing moves, on one rank or many
                     optimizer.step()
                 update_average(ema, generator, config.ema_decay, step)
                 controller.update(outcome.scores)
@@ -266,8 +267,8 @@ def check_held_out(ratios: dict[str, float], history: list[dict]) -> dict:
     entry = {**ratios, "alarm": False}
     recent = [*history[-2:], entry]
     if len(recent) == 3 and all("held_in" in e and "held_out" in e for e in recent):
-        pairs = list(zip(recent, recent[1:], strict=False))
-        entry["alarm"] = all(b["held_in"] < a["held_in"] and b["held_out"] > a["held_out"] for a, b in pairs)
+        steps = pairwise(recent)
+        entry["alarm"] = all(b["held_in"] < a["held_in"] and b["held_out"] > a["held_out"] for a, b in steps)
     history.append(entry)
     return entry
 
@@ -336,7 +337,6 @@ def _describe(floors: dict[str, float], battery, dataset: Dataset) -> dict:
         "held_out": list(battery.held_out),
         "class_names": list(dataset.class_names),
         "data_fingerprint": dataset.fingerprint,
-        "battery_cache": str(cache_dir()),
     }
 
 
