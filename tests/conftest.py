@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import jaxtyping
 
@@ -10,6 +11,19 @@ jaxtyping.install_import_hook("irdm", "shapes.check")  # before the first import
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+try:
+    import torchvision  # noqa: F401
+except RuntimeError as error:  # compiled for another build of torch; timm and dreamsim use none of its operators
+    if "operator torchvision::nms does not exist" not in str(error):
+        raise
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        del sys.modules[name]
+    operators = torch.library.Library("torchvision", "DEF")  # kept alive by this name
+    for name in ("nms", "qnms"):
+        operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+except ImportError:
+    pass  # the tests of the panel need it and say so
 
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 
