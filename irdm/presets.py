@@ -36,8 +36,8 @@ class RunConfig(Config):
     """How distributions of features are compared."""
     controller: ControllerConfig = ControllerConfig()
     """How the encoders are weighted."""
-    evaluation: EvaluationConfig = EvaluationConfig()
-    """How the result is judged."""
+    evaluation: EvaluationConfig | None = EvaluationConfig()
+    """How the result is judged; none trains without looking: no pictures, checks, result or report."""
 
     joint: bool = True
     """Match images together with their labels; otherwise only the marginal distribution of images."""

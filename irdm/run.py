@@ -138,6 +138,8 @@ def evaluate_run(
     earlier = json.loads(path.read_text()) if path.exists() else {}
     loaded = load_run(run)
     config = loaded.config
+    if config.evaluation is None:
+        raise ValueError(f"{run} was trained with evaluation null, so nothing says how to judge it; edit its config.json.")
     battery = build_battery(config, loaded.dataset, loaded.device, progress)
     evaluation = evaluate(
         loaded.generator, battery, loaded.dataset, config.evaluation, device=loaded.device, progress=progress
@@ -148,13 +150,13 @@ def evaluate_run(
     total = seconds.pop("this_call", None)
     parts = sum(seconds.get(name, 0.0) for name in ("encoders", "reference", "train", "evaluate"))
     seconds["total"] = max(parts, (total or 0.0) + spent)
-    keep = ("steps", "skipped_steps", "images_per_second", "ranks", "alarms")
+    keep = ("steps", "skipped_steps", "images_per_second", "core_seconds", "ranks", "alarms")
     result = evaluation.result | {"seconds": seconds, "step": loaded.step}
     result |= training or {key: earlier[key] for key in keep if key in earlier}
     result |= {
         "seeds": {
             "run": config.seed,
-            "battery": config.battery.seed,
+            "battery": config.battery.model_dump().get("seed"),
             "evaluation": config.evaluation.seed,
         },
         "versions": {

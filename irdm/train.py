@@ -82,7 +82,8 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> dict:
         micro_batch=config.micro_batch or config.rollout,
     )
     objective = Objective(reference.distances, reference.floors, self_normalise=config.self_normalise)
-    check = QuickCheck(battery, dataset, config.evaluation, device) if ranks.is_main else None
+    judged = config.evaluation if ranks.is_main else None
+    check = QuickCheck(battery, dataset, judged, device) if judged else None
     seconds["reference"] = time.monotonic() - clock
     if ranks.is_main:
         write_atomic(out / "reference.json", json.dumps(_describe(reference.floors, battery, dataset), indent=1))
@@ -96,7 +97,7 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> dict:
         parameters, lr=config.lr, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay, foreach=True
     )
     controller = Controller(config.controller, reference.floors)
-    state = {"step": 0, "skipped": 0, "in_a_row": 0, "train_seconds": 0.0, "checks": [], **seconds}
+    state = {"step": 0, "skipped": 0, "in_a_row": 0, "train_seconds": 0.0, "core_seconds": 0.0, "checks": [], **seconds}
     resumed, refused = load_latest(out / "checkpoints")
     for problem in refused:
         say(f"warning: {problem} Using the one before.")
@@ -129,7 +130,7 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> dict:
 
     with interruptible() as interrupted:
         while state["step"] < config.steps:
-            tick = time.monotonic()
+            tick, core_tick = time.monotonic(), time.process_time()
             step = state["step"]
             lr = learning_rate(config, step)
             noise = normal_rows(share, noise_shape, "train", config.seed, step).to(device)
@@ -177,16 +178,18 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> dict:
 
             # Look, save, and stop when asked to.
             last = done == config.steps
+            state["train_seconds"] += time.monotonic() - tick
+            state["core_seconds"] += time.process_time() - core_tick
             line = {"step": done, "loss": outcome.loss, "lr": lr, "grad_norm": grad_norm, "skipped": state["skipped"]}
             line |= {"scores": outcome.scores, "weights": dict(weights)}
             looking = last or done % config.check_every == 0
             if looking and check is not None:
                 line["check"] = check_held_out(check(ema), state["checks"])
                 save_png(out / "samples" / f"step-{done:08d}.png", sample_grid(ema, dataset, config.seed, device))
-            state["train_seconds"] += time.monotonic() - tick
             if looking or skip or done % config.log_every == 0:
                 rate = (done - resumed_at) * config.rollout / (time.monotonic() - resumed_clock)
-                log.write(line | {"images_per_second": rate, "seconds": state["train_seconds"]})
+                spent = {"seconds": state["train_seconds"], "core_seconds": state["core_seconds"]}
+                log.write(line | {"images_per_second": rate, **spent})
                 if looking or time.monotonic() - last_line > 5:
                     last_line = time.monotonic()
                     left = (config.steps - done) * config.rollout / rate
@@ -206,7 +209,7 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> dict:
                 raise KeyboardInterrupt
 
     result = {}
-    if ranks.is_main:
+    if judged:
         seconds = {
             "encoders": state["encoders"],
             "reference": state["reference"],
@@ -217,6 +220,7 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> dict:
             "steps": config.steps,
             "skipped_steps": state["skipped"],
             "images_per_second": config.steps * config.rollout / state["train_seconds"],
+            "core_seconds": state["core_seconds"],
             "ranks": ranks.size,
             "alarms": sum(entry["alarm"] for entry in state["checks"]),
         }

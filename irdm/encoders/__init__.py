@@ -1,11 +1,16 @@
-"""Frozen feature extractors and the battery that groups them."""
+"""Frozen feature extractors and the battery that groups them: one file per kind, one table."""
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 from irdm.encoders.base import Battery, Encoder
+from irdm.encoders.identity import IdentityBatteryConfig
 from irdm.encoders.local import LocalBatteryConfig
 
-BATTERIES = {"local": LocalBatteryConfig}
-AnyBattery = LocalBatteryConfig
+BATTERIES = {"local": LocalBatteryConfig, "identity": IdentityBatteryConfig}
+AnyBattery = Annotated[LocalBatteryConfig | IdentityBatteryConfig, Field(discriminator="kind")]
 
-__all__ = ["BATTERIES", "AnyBattery", "Battery", "Encoder", "LocalBatteryConfig"]
+__all__ = ["BATTERIES", "AnyBattery", "Battery", "Encoder", "IdentityBatteryConfig", "LocalBatteryConfig"]

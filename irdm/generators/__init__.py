@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 from irdm.generators.mlp import MLPConfig, MLPGenerator
+from irdm.generators.pmf import PMF_FAMILIES, PixelMeanFlow, PixelMeanFlowConfig
+from irdm.generators.pmf_weights import load_weights, save_weights
+from irdm.generators.relu_mlp import ReLUMLP, ReLUMLPConfig
 
-GENERATORS = {"mlp": MLPConfig}
-AnyGenerator = MLPConfig
+GENERATORS = {"mlp": MLPConfig, "relu-mlp": ReLUMLPConfig, "pmf": PixelMeanFlowConfig}
+AnyGenerator = Annotated[MLPConfig | ReLUMLPConfig | PixelMeanFlowConfig, Field(discriminator="kind")]
 
-__all__ = ["GENERATORS", "AnyGenerator", "MLPConfig", "MLPGenerator"]
+__all__ = [
+    "GENERATORS",
+    "PMF_FAMILIES",
+    "AnyGenerator",
+    "MLPConfig",
+    "MLPGenerator",
+    "PixelMeanFlow",
+    "PixelMeanFlowConfig",
+    "ReLUMLP",
+    "ReLUMLPConfig",
+    "load_weights",
+    "save_weights",
+]

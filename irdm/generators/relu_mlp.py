@@ -1,0 +1,49 @@
+"""The paper's toy generator: a plain perceptron without an output range, for points and not for pictures."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from jaxtyping import Float, Int64
+from pydantic import Field
+from torch import Tensor, nn
+
+from irdm.config import Config
+
+
+class ReLUMLPConfig(Config):
+    """ReLU layers from noise to unbounded coordinates; it has no use for a class."""
+
+    kind: Literal["relu-mlp"] = "relu-mlp"
+    """Name of this kind of generator."""
+    noise_dim: int = Field(default=2, ge=1)
+    """Gaussian numbers that one point is drawn from."""
+    width: int = Field(default=256, ge=1)
+    """Units of every hidden layer."""
+    depth: int = Field(default=4, ge=1)
+    """Hidden layers."""
+
+    def build(self, image_shape: tuple[int, int, int], num_classes: int) -> ReLUMLP:
+        """A freshly initialised network; the caller seeds torch. Raises ValueError for more than one class."""
+        if num_classes != 1:
+            raise ValueError(
+                f"The relu-mlp generator cannot be told a class, but the data has {num_classes}. Use --generator.kind mlp."
+            )
+        return ReLUMLP(self, image_shape)
+
+
+class ReLUMLP(nn.Module):
+    """`forward(noise [n, noise_dim], labels [n]) -> points [n, c, h, w]`; the labels, all 0, are not used."""
+
+    def __init__(self, config: ReLUMLPConfig, image_shape: tuple[int, int, int]):
+        super().__init__()
+        self.image_shape = tuple(image_shape)
+        self.noise_shape = (config.noise_dim,)
+        widths = [config.noise_dim, *[config.width] * config.depth]
+        hidden = [layer for a, b in zip(widths, widths[1:], strict=False) for layer in (nn.Linear(a, b), nn.ReLU())]
+        self.layers = nn.Sequential(*hidden, nn.Linear(widths[-1], math.prod(image_shape)))
+
+    def forward(self, noise: Float[Tensor, "n z"], labels: Int64[Tensor, " n"]) -> Float[Tensor, "n c h w"]:
+        """One network evaluation."""
+        return self.layers(noise).unflatten(1, self.image_shape)
