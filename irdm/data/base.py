@@ -6,6 +6,7 @@ Letters: n rows, c channels, h height, w width.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -87,6 +88,11 @@ def split_dataset(
         rows = torch.cat(chunks)
         rows = rows[torch.randperm(len(rows), generator=generator)]
         splits[part] = Split(images[rows].contiguous(), labels[rows].contiguous())
+    return dataset_of(name, splits, class_names)
+
+
+def dataset_of(name: str, splits: Mapping[str, Split], class_names: tuple[str, ...]) -> Dataset:
+    """The dataset of the splits train, val and test, with its fingerprint."""
     digest = hashlib.sha256()
     for part in splits.values():
         for tensor in (part.images, part.labels):
