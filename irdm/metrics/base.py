@@ -5,8 +5,9 @@ Letters: n rows, c channels, h height, w width, d features, e encoders.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int64
@@ -14,8 +15,19 @@ from pydantic import Field
 from torch import Tensor
 
 from irdm.config import Config
+from irdm.ops.rows import Rows, row_blocks
 
 MIN_ROWS = 8
+"""Fewest rows of a sample that any metric accepts; hundreds are needed to mean something."""
+
+BLOCK = 4096
+"""Rows of a table that are read at once: memory, not results."""
+
+Tables = Mapping[str, Rows]
+"""A feature table [n, d] for each encoder, row by row of the same images: tensors, or stores larger than memory."""
+
+Direction = Literal["lower", "higher", "real"]
+"""What is good: a lower value, a higher one, or the value of fresh real images (both sides of it are worse)."""
 
 
 class EvaluationConfig(Config):
@@ -112,3 +124,38 @@ def checked(features: Mapping[str, Tensor], dims: Mapping[str, int]) -> dict[str
         if bad := int((~features[name].isfinite()).any(1).sum()):
             raise ValueError(f"Encoder '{name}': {bad} of {shape[0]} rows of features hold NaN or infinity.")
     return {name: features[name] for name in dims}
+
+
+def panel(wanted: Sequence[str], found: Tables, partial: bool) -> tuple[list[str], list[str]]:
+    """The wanted encoders that have a table, and those that have none, in the order of `wanted`.
+
+    Raises ValueError when one is missing and the caller did not ask for a partial panel, or when none is there: a mean
+    over fewer encoders would still look like a score.
+    """
+    missing = [name for name in wanted if name not in found]
+    if missing and (not partial or len(missing) == len(wanted)):
+        raise ValueError(
+            f"The encoders {missing} have no features; found {sorted(found)}. Embed the images with the whole panel of "
+            "the reference, or ask for a partial panel, which the result then names."
+        )
+    return [name for name in wanted if name in found], missing
+
+
+def finite_blocks(name: str, table: Rows, dim: int | None = None, block: int = BLOCK) -> Iterator[Tensor]:
+    """The rows of an encoder's table in order, at most `block` at a time, each block [<=block, d] checked.
+
+    Raises ValueError naming the encoder for fewer than 8 rows, for rows that are not [n, dim], and for NaN or infinity.
+    """
+    if len(table.shape) != 2 or len(table) < MIN_ROWS or (dim is not None and table.shape[1] != dim):
+        wanted = "d" if dim is None else dim
+        raise ValueError(
+            f"Encoder '{name}': features {tuple(table.shape)}, expected [n >= {MIN_ROWS}, {wanted}]: embed more "
+            "images, and all of them with the encoder of the reference."
+        )
+    for start, rows in enumerate(row_blocks(table, block)):
+        if bad := int((~rows.isfinite()).any(1).sum()):
+            first = start * block + int((~rows.isfinite()).any(1).nonzero()[0, 0])
+            raise ValueError(
+                f"Encoder '{name}': {bad} rows of features hold NaN or infinity, the first is row {first}."
+            )
+        yield rows

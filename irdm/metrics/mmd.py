@@ -1,19 +1,20 @@
 """MMD ratio: squared MMD of a Gaussian kernel by random Fourier features (Rahimi and Recht, 2007; MMDr14).
 
-Letters: n rows, d features, q random features, e encoders.
+Letters: n rows, d features, q random features.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
 from irdm.metrics.base import EvaluationConfig, Real, Sample, checked
-from irdm.metrics.ratio import ratio_to_train
+from irdm.metrics.ratio import Bank, ratio_to_train
 from irdm.ops.kernels import median_distance
 from irdm.ops.sampling import generator_for, sample_indices
 
@@ -22,60 +23,61 @@ BANDWIDTH_ROWS = 10_000
 BLOCK = 2048
 
 
-class FourierBank:
-    """The mean embedding of one real sample: the mean of phi(x) = sqrt(2/q) cos(x W + b).
+@dataclass(frozen=True)
+class FourierTarget:
+    """The mean embedding of one real sample: the mean of phi(x) = sqrt(2/q) cos(x W + b), less the factor 1/sqrt(q).
 
     W ~ N(0, 1/sigma^2), b ~ U[0, 2 pi), drawn on the CPU from `seed`; sigma is the median distance between real rows
     (10,000 of them at most, seeded).
     """
 
+    center: Float[Tensor, " d"]
+    frequencies: Float[Tensor, "d q"]
+    phases: Float[Tensor, " q"]
+    embedding: Float64[Tensor, " q"]
+
+    @classmethod
+    def of(cls, name: str, rows: Float[Tensor, "n d"], count: int, seed: int) -> FourierTarget:
+        """Embed the real rows with `count` random features. Raises ValueError naming an encoder of constant rows."""
+        center = rows.mean(0)
+        chosen = sample_indices(len(rows), BANDWIDTH_ROWS, generator_for("metrics", "bandwidth", seed))
+        sigma = median_distance(rows[chosen.to(rows.device)] - center)
+        if not sigma > 0:
+            raise ValueError(
+                f"Encoder '{name}': the median distance between real rows is 0; its features are constant."
+            )
+        generator = torch.Generator().manual_seed(seed)
+        frequencies = (torch.randn(rows.shape[1], count, generator=generator) / sigma).to(rows)
+        phases = (torch.rand(count, generator=generator) * (2 * math.pi)).to(rows)
+        return cls(center, frequencies, phases, _embed(rows, center, frequencies, phases))
+
+    def distance(self, rows: Float[Tensor, "n d"], count: int | None = None) -> float:
+        """Squared MMD (biased: the diagonal is in) over the first `count` random features (all, unless told)."""
+        embedded = _embed(rows.to(self.center), self.center, self.frequencies[:, :count], self.phases[:count])
+        return (embedded - self.embedding[:count]).square().mean().item()
+
+
+def _embed(
+    rows: Float[Tensor, "n d"],
+    center: Float[Tensor, " d"],
+    frequencies: Float[Tensor, "d q"],
+    phases: Float[Tensor, " q"],
+) -> Float64[Tensor, " q"]:
+    """The mean of sqrt(2) cos(x W + b): its squared norm still has to be divided by q."""
+    blocks = (
+        torch.addmm(phases, block - center, frequencies).cos_().sum(0, dtype=torch.float64)
+        for block in rows.split(BLOCK)
+    )
+    return torch.stack(list(blocks)).sum(0) * (math.sqrt(2) / len(rows))
+
+
+class FourierBank(Bank):
+    """The mean embedding of one real sample under each encoder; `distances` are squared MMDs."""
+
     def __init__(self, features: Mapping[str, Float[Tensor, "n _d"]], count: int, seed: int):
-        """Embed the real rows with `count` random features.
-
-        Raises ValueError naming an encoder with too few or non-finite rows, or whose rows are all the same.
-        """
-        self.dims = {name: rows.shape[-1] for name, rows in features.items()}
-        self.count = count
-        self.waves: dict[str, tuple[Tensor, Tensor]] = {}
-        self.centers: dict[str, Tensor] = {}
-        self.embedding: dict[str, Tensor] = {}
-        for name, rows in checked(features, self.dims).items():
-            self.centers[name] = center = rows.mean(0)
-            chosen = sample_indices(len(rows), BANDWIDTH_ROWS, generator_for("metrics", "bandwidth", seed))
-            sigma = median_distance(rows[chosen.to(rows.device)] - center)
-            if not sigma > 0:
-                raise ValueError(
-                    f"Encoder '{name}': the median distance between real rows is 0; its features are constant."
-                )
-            generator = torch.Generator().manual_seed(seed)
-            frequencies = torch.randn(self.dims[name], count, generator=generator) / sigma
-            phases = torch.rand(count, generator=generator) * (2 * math.pi)
-            self.waves[name] = frequencies.to(rows), phases.to(rows)
-            self.embedding[name] = self._embed(name, rows, count)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The encoders, in the order of `distances`."""
-        return tuple(self.dims)
-
-    def _embed(self, name: str, rows: Float[Tensor, "n d"], count: int) -> Float64[Tensor, " q"]:
-        """The mean of sqrt(2) cos(x W + b): its squared norm still has to be divided by q."""
-        frequencies, phases = (wave[..., :count] for wave in self.waves[name])
-        blocks = (
-            torch.addmm(phases, block - self.centers[name], frequencies).cos_().sum(0, dtype=torch.float64)
-            for block in rows.split(BLOCK)
-        )
-        return torch.stack(list(blocks)).sum(0) * (math.sqrt(2) / len(rows))
-
-    def distances(self, features: Mapping[str, Tensor], count: int | None = None) -> Float64[Tensor, " e"]:
-        """Squared MMD (biased: the diagonal is in) to the bank by encoder, over the first `count` random features.
-
-        Raises ValueError naming an encoder that is missing, of another width, or not finite.
-        """
-        count = min(count or self.count, self.count)
-        rows = checked(features, self.dims)
-        gaps = [self._embed(name, rows[name], count) - self.embedding[name][:count] for name in self.dims]
-        return torch.stack([gap.square().mean().cpu() for gap in gaps])
+        """Embed the real rows. Raises ValueError naming an encoder with too few, non-finite or constant rows."""
+        rows = checked(features, {name: table.shape[-1] for name, table in features.items()})
+        super().__init__({name: FourierTarget.of(name, table, count, seed) for name, table in rows.items()})
 
 
 def mmd_ratio(generated: Sample, real: Real, config: EvaluationConfig) -> dict:

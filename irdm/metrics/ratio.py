@@ -19,27 +19,50 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
-from irdm.metrics.base import EvaluationConfig, Real, Sample, stratified_rows, take
+from irdm.metrics.base import EvaluationConfig, Real, Sample, checked, stratified_rows, take
+from irdm.metrics.intervals import grouped
 from irdm.ops.sampling import generator_for
 
 Z95 = 1.96
 
 
 @runtime_checkable
-class Bank(Protocol):
-    """Real rows prepared once, and a distance to them: sorted projections, or a mean embedding."""
+class Target(Protocol):
+    """One real sample under one encoder, prepared once, as a dataclass of tensors: sorted projections, or an embedding."""
+
+    @property
+    def center(self) -> Tensor:
+        """The mean [d] of the real rows."""
+        ...
+
+    def distance(self, rows: Float[Tensor, "n d"], count: int | None = None) -> float:
+        """Distance of a sample to the real one; `count` uses only the first directions or random features."""
+        ...
+
+
+class Bank:
+    """A target for each encoder."""
+
+    def __init__(self, targets: Mapping[str, Target]):
+        self.targets = dict(targets)
+        self.dims = {name: len(target.center) for name, target in self.targets.items()}
 
     @property
     def names(self) -> tuple[str, ...]:
         """The encoders, in the order of `distances`."""
-        ...
+        return tuple(self.targets)
 
     def distances(self, features: Mapping[str, Tensor], count: int | None = None) -> Float64[Tensor, " e"]:
-        """Distance of a sample to the bank by encoder; `count` uses only the first directions or random features."""
-        ...
+        """Distance of a sample of any size by encoder; `count` uses only the first directions or random features.
+
+        Raises ValueError naming an encoder that is missing, of another width, or not finite.
+        """
+        rows = checked(features, self.dims)
+        found = [target.distance(rows[name], count) for name, target in self.targets.items()]
+        return torch.tensor(found, dtype=torch.float64)
 
 
 def ratio_to_train(bank: Bank, generated: Sample, real: Real, config: EvaluationConfig, coarse: int) -> dict:
@@ -79,6 +102,8 @@ def summarise(
     *,
     denominator: Float64[Tensor, " e"] | None = None,
     control: Float64[Tensor, " e"] | None = None,
+    fresh: int = 1,
+    replicates: Float64[Tensor, "k e"] | None = None,
 ) -> dict:
     """Ratios by encoder and their arithmetic means over all, held-in and held-out encoders, with 95% intervals.
 
@@ -88,13 +113,15 @@ def summarise(
         generated: distances of the generated replicates.
         draws: distances of real draws that share a fraction `overlap` = n/P of a pool.
         overlap: that fraction, below 1.
-        denominator: distances of the one fresh real draw; without it the mean of `draws` is the denominator.
+        denominator: distances of the fresh real draw; without it the mean of `draws` is the denominator.
         control: distances of a second fresh real draw, reported over the same denominator.
+        fresh: disjoint real draws whose mean the denominator is.
+        replicates: of the ratios, for comparing two results; None takes the ratios of the generated replicates.
 
     A group without encoders gets null. Raises ValueError when fresh real rows are at distance 0.
     """
     # A mean of b overlapping draws keeps the pool's own luck, overlap/(1 - overlap), and 1/b of the rest.
-    factor = overlap / (1 - overlap) + 1 / len(draws) if denominator is None else 1 / (1 - overlap)
+    factor = overlap / (1 - overlap) + 1 / len(draws) if denominator is None else 1 / (1 - overlap) / fresh
     denominator = draws.mean(0) if denominator is None else denominator
     for name, distance in zip(names, denominator.tolist(), strict=True):
         if not distance > 0:
@@ -111,20 +138,8 @@ def summarise(
         width = Z95 * math.sqrt(factor * real + fake / len(ratios)) / value if value > 0 else 0.0
         return value, [value * math.exp(-width), value * math.exp(width)]
 
-    groups = {
-        "mean": list(range(len(names))),
-        "held_in": [i for i, name in enumerate(names) if name not in held_out],
-        "held_out": [i for i, name in enumerate(names) if name in held_out],
-    }
-    result: dict = {group: interval(columns)[0] for group, columns in groups.items()}
-    result["ci95"] = interval(groups["mean"])[1]
-    result |= {f"{group}_ci95": interval(groups[group])[1] for group in ("held_in", "held_out")}
     controls = None if control is None else (control / denominator).tolist()
-    if controls is not None:
-        result["real_control"] = sum(controls) / len(controls)
-    result["per_encoder"] = {}
-    for i, name in enumerate(names):
-        value, ci95 = interval([i])
-        row = {"value": value, "ci95": ci95, "held_out": name in held_out, "real_distance": denominator[i].item()}
-        result["per_encoder"][name] = row if controls is None else row | {"real_control": controls[i]}
+    result = grouped(names, held_out, interval, ratios if replicates is None else replicates, controls)
+    for name, distance in zip(names, denominator.tolist(), strict=True):
+        result["per_encoder"][name]["real_distance"] = distance
     return result

@@ -1,65 +1,65 @@
 """Sliced Wasserstein ratios: SW_2(gen, real) / SW_2(fresh real, real), by encoder (Feng et al. 2026, SW_r14).
 
-Letters: n rows, d features, p directions, e encoders.
+Letters: n rows, d features, p directions.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from torch import Tensor
 
 from irdm.metrics.base import MIN_ROWS, EvaluationConfig, Real, Sample, checked, stratified_rows, take
-from irdm.metrics.ratio import ratio_to_train, summarise
+from irdm.metrics.ratio import Bank, ratio_to_train, summarise
 from irdm.ops.sampling import generator_for
 from irdm.ops.sliced import unit_directions, wasserstein2_squared_sorted
 
 COARSE = 128  # directions that measure the spread over rows; the score itself uses all
 
 
-class SlicedBank:
+@dataclass(frozen=True)
+class SlicedTarget:
     """The sorted projections of one real sample, so that scoring a sample sorts only that sample.
 
     Features are centred on the real mean first: a large common mean would cost float32 digits. Directions are shared by
     all samples and drawn on the CPU.
     """
 
+    center: Float[Tensor, " d"]
+    directions: Float[Tensor, "d p"]
+    sorted: Float[Tensor, "n p"]
+
+    @classmethod
+    def of(cls, name: str, rows: Float[Tensor, "n d"], directions: int, seed: int) -> SlicedTarget:
+        """Project and sort the real rows. Raises ValueError naming the encoder `name` when they are all the same."""
+        center = rows.mean(0)
+        unit = unit_directions(rows.shape[1], directions, seed).to(rows)
+        projections = _sorted_projections(rows - center, unit)
+        if torch.equal(projections[0], projections[-1]):
+            raise ValueError(f"Encoder '{name}' gives every real image the same features; take it out or refit it.")
+        return cls(center, unit, projections)
+
+    def distance(self, rows: Float[Tensor, "n d"], count: int | None = None) -> float:
+        """SW_2 = sqrt of the mean over the first `count` directions (all, unless told) of the squared W_2."""
+        projections = _sorted_projections(rows.to(self.center) - self.center, self.directions[:, :count])
+        return math.sqrt(wasserstein2_squared_sorted(projections, self.sorted[:, :count]).mean().item())
+
+
+def _sorted_projections(rows: Float[Tensor, "n d"], directions: Float[Tensor, "d p"]) -> Float[Tensor, "n p"]:
+    return (directions.T @ rows.T).sort(dim=1).values.T.contiguous()  # sorting contiguous rows is three times as fast
+
+
+class SlicedBank(Bank):
+    """The sorted projections of one real sample under each encoder; `distances` are SW_2."""
+
     def __init__(self, features: Mapping[str, Float[Tensor, "n _d"]], directions: int, seed: int):
         """Project and sort. Raises ValueError naming an encoder with too few, non-finite or constant rows."""
-        self.dims = {name: rows.shape[-1] for name, rows in features.items()}
-        features = checked(features, self.dims)
-        self.means = {name: rows.mean(0) for name, rows in features.items()}
-        self.directions = {
-            name: unit_directions(self.dims[name], directions, seed).to(features[name]) for name in features
-        }
-        self.sorted = {name: self._project(name, rows, directions) for name, rows in features.items()}
-        for name, projections in self.sorted.items():
-            if torch.equal(projections[0], projections[-1]):
-                raise ValueError(f"Encoder '{name}' gives every real image the same features; take it out or refit it.")
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The encoders, in the order of `distances`."""
-        return tuple(self.dims)
-
-    def _project(self, name: str, rows: Float[Tensor, "n d"], count: int | None) -> Float[Tensor, "n p"]:
-        projections = self.directions[name][:, :count].T @ (rows - self.means[name]).T
-        return projections.sort(dim=1).values.T.contiguous()  # sorting contiguous rows is three times as fast
-
-    def distances(self, features: Mapping[str, Tensor], count: int | None = None) -> Float64[Tensor, " e"]:
-        """SW_2 to the bank by encoder, over the first `count` directions (all of them unless told); any row count.
-
-        SW_2 = sqrt of the mean over directions of the squared W_2 of the projections. Raises ValueError naming an
-        encoder that is missing, of another width, or not finite.
-        """
-        rows = checked(features, self.dims)
-        squared = [
-            wasserstein2_squared_sorted(self._project(name, rows[name], count), self.sorted[name][:, :count]).mean()
-            for name in self.dims
-        ]
-        return torch.stack([value.double().cpu() for value in squared]).sqrt()
+        rows = checked(features, {name: table.shape[-1] for name, table in features.items()})
+        super().__init__({name: SlicedTarget.of(name, table, directions, seed) for name, table in rows.items()})
 
 
 def sw_ratio(generated: Sample, real: Real, config: EvaluationConfig) -> dict:

@@ -5,10 +5,11 @@ Dimension letters: n rows; d features.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 
@@ -26,29 +27,71 @@ def moments(rows: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " d"], Float[Tens
     return mean, centred.T @ centred / (len(rows) - 1)
 
 
-def streaming_moments(blocks: Iterable[Tensor]) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
-    """`moments` of rows that come as blocks [<=s, d], merged pairwise (Chan, Golub and LeVeque, 1983).
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean [d] and centred scatter [d, d] = sum (x - mean)(x - mean)^T of rows, in float64.
 
-    Raises:
-        ValueError: for fewer than two rows in all.
+    Moments of two sets of rows add up to those of their union (Chan, Golub and LeVeque, 1983), so that blocks, shards
+    and ranks may each compute their own: `sum(parts[1:], parts[0])`. Which rows were in which part, and in what order
+    the parts are added, changes nothing but rounding.
     """
-    count, mean, scatter = 0, None, None
-    for block in blocks:
-        rows = block.double()
-        if not len(rows):
-            continue
-        block_mean = rows.mean(dim=0)
-        centred = rows - block_mean
+
+    count: int
+    mean: Float64[Tensor, " d"]
+    scatter: Float64[Tensor, "d d"]
+
+    @classmethod
+    def of(cls, blocks: Iterable[Tensor]) -> Moments:
+        """Moments of rows that come as blocks [<=s, d]; memory for one block and a few [d, d].
+
+        Raises:
+            ValueError: when there is no row at all.
+        """
+        count, mean, scatter = 0, None, None
+        for block in blocks:
+            rows = block.double()
+            if not len(rows):
+                continue
+            block_mean = rows.mean(dim=0)
+            centred = rows - block_mean
+            if mean is None or scatter is None:
+                count, mean, scatter = len(rows), block_mean, centred.T @ centred
+                continue
+            shift, together = block_mean - mean, count + len(rows)
+            scatter.addmm_(centred.T, centred).add_(torch.outer(shift, shift), alpha=count * len(rows) / together)
+            mean = mean + shift * (len(rows) / together)
+            count = together
         if mean is None or scatter is None:
-            count, mean, scatter = len(rows), block_mean, centred.T @ centred
-            continue
-        shift, together = block_mean - mean, count + len(rows)
-        scatter.addmm_(centred.T, centred).add_(torch.outer(shift, shift), alpha=count * len(rows) / together)
-        mean = mean + shift * (len(rows) / together)
-        count = together
-    if count < 2 or mean is None or scatter is None:
-        raise ValueError(f"Got {count} rows, expected at least 2: an unbiased covariance divides by n - 1.")
-    return mean, scatter / (count - 1)
+            raise ValueError("Got no rows, expected at least one: nothing has no moments.")
+        return cls(count, mean, scatter)
+
+    def __add__(self, other: Moments) -> Moments:
+        """The moments of both sets of rows together."""
+        count, shift = self.count + other.count, other.mean - self.mean
+        between = torch.outer(shift, shift).mul_(self.count * other.count / count)
+        return Moments(count, self.mean + shift * (other.count / count), between.add_(self.scatter).add_(other.scatter))
+
+    @property
+    def covariance(self) -> Float64[Tensor, "d d"]:
+        """The unbiased covariance. Raises ValueError for fewer than two rows."""
+        if self.count < 2:
+            raise ValueError(f"Got {self.count} rows, expected at least 2: an unbiased covariance divides by n - 1.")
+        return self.scatter / (self.count - 1)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything as tensors, for a safetensors file or for sending to other ranks; `Moments.load` reads it."""
+        return {"count": torch.tensor(self.count), "mean": self.mean, "scatter": self.scatter}
+
+    @classmethod
+    def load(cls, tensors: Mapping[str, Tensor]) -> Moments:
+        """The moments that `state_dict` gave."""
+        return cls(int(tensors["count"]), tensors["mean"], tensors["scatter"])
+
+
+def streaming_moments(blocks: Iterable[Tensor]) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
+    """`moments` of rows that come as blocks [<=s, d]. Raises ValueError for fewer than two rows in all."""
+    found = Moments.of(blocks)
+    return found.mean, found.covariance
 
 
 def symmetric_root(covariance: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
