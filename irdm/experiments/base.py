@@ -1,0 +1,166 @@
+"""What a study is: cells that are trained and measured for several seeds, a figure of them, and claims about them.
+
+A *cell* is one training run; it yields one or more *rows*, each a dictionary of numbers. A table maps every row to the
+values of each number over the seeds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from irdm.presets import RunConfig
+from irdm.train import train
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Numbers = dict[str, float]
+Table = Mapping[str, Mapping[str, "Values"]]
+
+PROBE_STEPS = 24  # steps of the short run that finds out how long a step takes
+PROBE_WARM = 8  # the first of them, which are not counted
+
+
+@dataclass(frozen=True)
+class Values:
+    """One number over the seeds."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Their mean."""
+        return statistics.fmean(self.values)
+
+    @property
+    def spread(self) -> float:
+        """Their standard deviation; 0 for one seed."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
+
+    def __str__(self) -> str:
+        digits = 3 if abs(self.mean) < 10 else 1 if abs(self.mean) < 100 else 0
+        spread = f" ± {self.spread:.{digits}f}" if len(self.values) > 1 else ""
+        return f"{self.mean:.{digits}f}{spread}"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence about the table, what the paper gives for it, what we measured, and whether it holds here."""
+
+    text: str
+    paper: str
+    ours: str
+    holds: bool
+
+
+class Cell(Protocol):
+    """One training run of a study. `key` identifies what is computed, so that a resumed study trusts a finished cell."""
+
+    @property
+    def key(self) -> str:
+        """Everything that decides the numbers, as JSON."""
+        ...
+
+    def run(self, name: str, out: Path, seed: int) -> dict[str, Numbers]:
+        """Train into the folder `out` (or resume there) and measure: {row: numbers}."""
+        ...
+
+
+def _judged(run: Path, result: dict) -> Numbers:
+    return scores(result)
+
+
+@dataclass(frozen=True)
+class TrainCell:
+    """A run of the ordinary trainer.
+
+    With `core_seconds` the number of steps is what fits into so much computing time on one core: a short run measures a
+    step, then the steps are fixed, so that the learning-rate schedule is known. `measure` turns the run directory and
+    its result into the numbers of the row.
+    """
+
+    config: RunConfig
+    measure: Callable[[Path, dict], Numbers] = field(default=_judged)
+    core_seconds: float | None = None
+
+    @property
+    def key(self) -> str:
+        """The configuration, the budget and the name of the measurement."""
+        return json.dumps([self.config.model_dump(mode="json"), self.core_seconds, self.measure.__qualname__])
+
+    def run(self, name: str, out: Path, seed: int) -> dict[str, Numbers]:
+        """Train and measure."""
+        config = self.config.model_copy(update={"seed": seed})
+        if self.core_seconds is not None:
+            config = config.model_copy(update={"steps": self._steps(config, out)})
+        result = train(config, out, command="irdm experiment")
+        spent = float(json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["core_seconds"])
+        return {name: self.measure(out, result) | {"steps": float(config.steps), "core_seconds": spent}}
+
+    def _steps(self, config: RunConfig, out: Path) -> int:
+        """Steps in the budget; found once for a run directory, which remembers them in its config.json."""
+        assert self.core_seconds is not None
+        if (out / "config.json").exists():
+            return int(json.loads((out / "config.json").read_text())["steps"])
+        probe = out.with_name(out.name + "-probe")
+        shutil.rmtree(probe, ignore_errors=True)
+        short = {"steps": PROBE_STEPS, "log_every": 1, "evaluation": None}
+        train(config.model_copy(update=short), probe)
+        lines = [json.loads(line)["core_seconds"] for line in (probe / "metrics.jsonl").read_text().splitlines()]
+        shutil.rmtree(probe)
+        step = statistics.median(b - a for a, b in zip(lines[PROBE_WARM:], lines[PROBE_WARM + 1 :], strict=False))
+        return max(1, math.floor(self.core_seconds / step))
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study of the paper: what `irdm experiment NAME` runs.
+
+    `cells(scale)` are the runs, `scale` being the share of the full iterations or seconds (1 is what is recorded);
+    `figure(table)` draws; `claims(table)` states what was found beside what the paper says; `columns` are the numbers
+    that its results table shows, in order, with their headings.
+    """
+
+    name: str
+    title: str
+    question: str
+    columns: Mapping[str, str]
+    cells: Callable[[float], Mapping[str, Cell]]
+    figure: Callable[[Table], Figure]
+    claims: Callable[[Table], list[Claim]]
+    notes: str = ""
+
+
+def scores(result: dict) -> Numbers:
+    """The columns of a judged run that the studies share: ratios, for which real is 1, and label accuracy."""
+    sw = result["sw_ratio"]
+    numbers = {
+        "sw": sw["mean"],
+        "sw_held_in": sw["held_in"],
+        "sw_held_out": sw["held_out"],
+        "sw_unseen": result["sw_ratio_unseen"]["mean"],
+        "mmd": result["mmd_ratio"]["mean"],
+        "mmd_held_out": result["mmd_ratio"]["held_out"],
+        "neighbour": result["nearest_neighbour_ratio"]["value"],
+        "accuracy": result["label_accuracy"]["generated"],
+    }
+    return {name: float(value) for name, value in numbers.items() if value is not None}
+
+
+SCORE_COLUMNS = {
+    "sw": "SW ratio, all",
+    "sw_held_in": "held in",
+    "sw_held_out": "held out",
+    "sw_unseen": "unseen",
+    "mmd": "MMD ratio",
+    "neighbour": "neighbour",
+    "accuracy": "accuracy",
+}
+"""Headings of `scores`."""
