@@ -16,6 +16,7 @@ from torch import Tensor
 
 from irdm.config import Config
 from irdm.ops.rows import Rows, row_blocks
+from irdm.ops.sampling import generator_for, sample_indices
 
 MIN_ROWS = 8
 """Fewest rows of a sample that any metric accepts; hundreds are needed to mean something."""
@@ -141,21 +142,43 @@ def panel(wanted: Sequence[str], found: Tables, partial: bool) -> tuple[list[str
     return [name for name in wanted if name in found], missing
 
 
-def finite_blocks(name: str, table: Rows, dim: int | None = None, block: int = BLOCK) -> Iterator[Tensor]:
-    """The rows of an encoder's table in order, at most `block` at a time, each block [<=block, d] checked.
+class Picked:
+    """Some rows of a table, read when they are asked for: `Rows` of the given indices, in their order."""
 
-    Raises ValueError naming the encoder for fewer than 8 rows, for rows that are not [n, dim], and for NaN or infinity.
-    """
+    def __init__(self, table: Rows, index: Int64[Tensor, " k"]) -> None:
+        self._table, self._index = table, index
+        self.shape = (len(index), *table.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, index: slice | Tensor, /) -> Tensor:
+        return self._table[self._index[index]]
+
+
+def matched(table: Rows, count: int, seed: int) -> Picked:
+    """At most `count` rows of a table, drawn at random: the same of every table with as many rows."""
+    return Picked(table, sample_indices(len(table), count, generator_for("metrics", "matched", seed)).sort().values)
+
+
+def check_table(name: str, table: Rows, dim: int | None = None) -> None:
+    """Raises ValueError naming the encoder unless the table is [n >= 8, dim] (any width for None)."""
     if len(table.shape) != 2 or len(table) < MIN_ROWS or (dim is not None and table.shape[1] != dim):
-        wanted = "d" if dim is None else dim
         raise ValueError(
-            f"Encoder '{name}': features {tuple(table.shape)}, expected [n >= {MIN_ROWS}, {wanted}]: embed more "
+            f"Encoder '{name}': features {tuple(table.shape)}, expected [n >= {MIN_ROWS}, {dim or 'd'}]: embed more "
             "images, and all of them with the encoder of the reference."
         )
-    for start, rows in enumerate(row_blocks(table, block)):
+
+
+def finite_blocks(name: str, table: Rows, block: int = BLOCK) -> Iterator[Tensor]:
+    """The rows of an encoder's table in order, at most `block` at a time: [<=block, d].
+
+    Raises ValueError naming the encoder for NaN or infinity.
+    """
+    for rows in row_blocks(table, block):
         if bad := int((~rows.isfinite()).any(1).sum()):
-            first = start * block + int((~rows.isfinite()).any(1).nonzero()[0, 0])
             raise ValueError(
-                f"Encoder '{name}': {bad} rows of features hold NaN or infinity, the first is row {first}."
+                f"Encoder '{name}': {bad} rows of features hold NaN or infinity; find the image or the precision that "
+                "makes them, and embed again."
             )
         yield rows

@@ -31,7 +31,7 @@ Z95 = 1.96
 
 @runtime_checkable
 class Target(Protocol):
-    """One real sample under one encoder, prepared once, as a dataclass of tensors: sorted projections, or an embedding."""
+    """One real sample under one encoder, prepared once, as a dataclass of tensors: sorted projections, an embedding."""
 
     @property
     def center(self) -> Tensor:
