@@ -57,8 +57,8 @@ def load_weights(network: nn.Module, path: Path, sha256: str | None = None) -> N
             problems.append(f"not finite: {name} holds NaN or infinity")
     if problems:
         raise ValueError(
-            f"{path} does not hold the weights of this network ({len(problems)} problems). Give the file that belongs "
-            "to the configured sizes, image shape and classes, or change those.\n  " + "\n  ".join(problems)
+            f"{path} does not hold the weights of this network. Give the file that belongs to the configured "
+            "sizes, image shape and classes, or change those.\n  " + "\n  ".join(problems)
         )
     network.load_state_dict({name: state[name] for name in shapes})
 

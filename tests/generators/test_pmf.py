@@ -17,7 +17,7 @@ from irdm.gradcache import GraphMeter, accumulate_gradients
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 SHAPE, CLASSES = (2, 4, 6), 3
-SMALL = PixelMeanFlowConfig(width=24, depth=3, heads=3, head_depth=1, bottleneck=5, class_tokens=3)
+SMALL = PixelMeanFlowConfig(width=24, depth=2, heads=3, head_depth=1, bottleneck=5, class_tokens=3)
 
 
 def batch(n=5, dtype=torch.float32):
@@ -112,21 +112,13 @@ def test_contract():
 
 
 def test_patches_return_to_their_places():
-    """With the blocks closed and the first and last layers inverse, a network is the identity on patches."""
+    """Numbers of the last layer go to row, column and channel of a patch, in this order."""
     generator = small(patch=2)
-    net = generator.net
     with torch.no_grad():
-        for block in (*net.shared_blocks, *net.u_heads):
-            block.attn_scale.zero_()
-            block.mlp_scale.zero_()
-        net.pos_embed.zero_()
-        noise, labels = batch(2)
-        embedded = net.x_embedder(noise)  # [n, d, h/p, w/p]
-        final = net.u_final_layer.linear.linear
+        final = generator.net.u_final_layer.linear.linear
         final.weight.zero_()
-        final.bias.copy_(torch.arange(8.0))  # row, column and channel of a patch
-        drawn = generator.sample(noise, labels)
-        assert embedded.shape == (2, 24, 2, 3)
+        final.bias.copy_(torch.arange(8.0))
+        drawn = generator.sample(*batch(2))
     for row in range(2):
         for column in range(2):
             for channel in range(2):
@@ -170,7 +162,7 @@ def test_checkpointing_changes_memory_and_not_one_bit_of_the_gradient():
     assert all(torch.equal(grads[0][name], grads[1][name]) for name in grads[0])
     tokens = 3 + 1 + 2 + 1 + 6
     inputs_of_blocks = SMALL.depth * len(noise) * tokens * SMALL.width * 4
-    assert inputs_of_blocks <= stored[1] < stored[0] / 3, "the gradient cache must see what is kept"
+    assert inputs_of_blocks <= stored[1] < stored[0] / 2, "the gradient cache must see what is kept"
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -199,8 +191,7 @@ def test_an_outer_autocast_does_not_reach_the_blocks_of_a_float32_network():
     assert inputs == [torch.float32]
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("micro_batch", [1, 4, 7])
+@pytest.mark.parametrize(("micro_batch", "checkpointing"), [(2, False), (4, True), (7, False)])
 def test_the_gradient_is_the_same_for_any_micro_batch(micro_batch, checkpointing):
     noise, labels = batch(7, dtype=torch.float64)
     encoders = {"flat": nn.Sequential(nn.Flatten(), nn.Linear(48, 5)).double().requires_grad_(False)}
@@ -292,7 +283,7 @@ def test_trains_on_digits_from_the_command_line_and_from_weights(tmp_path, capsy
     train = ["train", "digits-smoke", "--rollout", "32", "--micro-batch", "20", "--steps", "3", "--device", "cpu"]
     train += ["--generator.kind", "pmf", "--generator.width", "32", "--generator.depth", "2"]
     train += ["--generator.head_depth", "1", "--generator.interval", "0.1", "0.7", "--graph-memory-gib", "0"]
-    train += ["--battery.held-in", "pixels", "patches", "--battery.held-out", "pca"]
+    train += ["--battery.held-in", "pixels", "--battery.held-out", "pca"]
     assert (
         main([*train, "--generator.weights", str(tmp_path / "start.safetensors"), "--out", str(tmp_path / "run")]) == 0
     )
@@ -302,5 +293,5 @@ def test_trains_on_digits_from_the_command_line_and_from_weights(tmp_path, capsy
     moved = {name: (trained[name] - value).abs().max().item() for name, value in start.state_dict().items()}
     assert 0 < max(moved.values()) < 0.01, "it starts at the weights and leaves them by small steps"
     load_weights(start, tmp_path / "run/checkpoints/step-00000003/ema.safetensors")
-    assert main([*train, "--generator.patch", "3", "--out", str(tmp_path / "other")]) == 1
-    assert "patch 3, which does not divide" in capsys.readouterr().err
+    assert main(["check", "digits-smoke", "--generator.kind", "pmf", "--generator.patch", "3"]) == 1
+    assert "patch 3, which does not divide" in capsys.readouterr().out

@@ -92,7 +92,7 @@ def test_all_that_does_not_fit_is_listed_at_once_and_nothing_is_loaded(tmp_path)
     with pytest.raises(ValueError) as caught:
         load_weights(target, tmp_path / "w.safetensors")
     text = str(caught.value)
-    assert "6 problems" in text and "w.safetensors" in text
+    assert "w.safetensors" in text and text.count("\n  ") == 6
     for problem in (
         "missing: net.pos_embed [1, 10, 16]",
         "missing: net.x_embedder.proj1.bias [4]",
@@ -110,7 +110,7 @@ def test_a_second_head_is_whole_or_refused(tmp_path):
     head = second_head(state)
     head.pop("net.v_final_layer.norm.weight")
     save_file(state | head, tmp_path / "w.safetensors")
-    with pytest.raises(ValueError, match=r"1 problems[^$]*missing: net.v_final_layer.norm.weight"):
+    with pytest.raises(ValueError, match=r"those\.\n  missing: net\.v_final_layer\.norm\.weight \[16\]$"):
         load_weights(network(1), tmp_path / "w.safetensors")
 
 
@@ -133,7 +133,7 @@ class Code:
 @pytest.mark.parametrize("suffix", [".pth", ".pt"])
 def test_code_in_a_file_is_not_run(suffix, tmp_path):
     torch.save({"net.pos_embed": Code(tmp_path / "ran")}, tmp_path / f"zip{suffix}")
-    (tmp_path / f"plain{suffix}").write_bytes(pickle.dumps(Code(tmp_path / "ran")))
+    (tmp_path / f"plain{suffix}").write_bytes(pickle.dumps(Code(tmp_path / "ran"), protocol=2))
     for name in ("zip", "plain"):
         with pytest.raises(ValueError, match=f"{name}{suffix} cannot be read .* holds code"):
             load_weights(network(), tmp_path / f"{name}{suffix}")
