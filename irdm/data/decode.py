@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 PREPROCESSING = "adm-centre-crop/1"  # part of a store's identity: raise the number when pixels change
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # never those that start other programs (EPS)
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # never those that start other programs (EPS)
 TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
 
 

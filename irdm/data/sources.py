@@ -17,7 +17,7 @@ import tempfile
 import zipfile
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import islice
@@ -26,7 +26,6 @@ from typing import IO, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -68,8 +67,8 @@ class ImageSource(ABC):
             total.update(digest)
         return total.hexdigest()
 
-    def decoded(self, rows: Iterable[int], size: int | None, block: int = 256) -> Iterator[UInt8[Tensor, "3 h w"]]:
-        """The pixels of some images, in the order of `rows`, decoded and cropped to `size` by threads.
+    def decoded(self, rows: Iterable[int], size: int | None, block: int = 256) -> Generator[Tensor, None, None]:
+        """The pixels of some images, uint8 [3, h, w], in the order of `rows`; decoded and cropped by threads.
 
         Raises ValueError at the first image that cannot be used, after looking through all the others, so that one
         message names every one of them: a source with a mended image is another one, and work on it begins again.
@@ -181,7 +180,7 @@ class TarSource(ImageSource):
             super().__init__(path, names, *_folder_classes(inside, path))
 
     def read(self, index: int) -> bytes:
-        return self._read(*self._places[index])
+        return self._read(*self._places[index].tolist())
 
     def _read(self, archive: int, start: int, size: int) -> bytes:
         with open(self._archives[archive], "rb") as file:
