@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from irdm.experiments import batch, controller, distance, estimator, gaming, joint, spiral
 from irdm.experiments.base import Study
+from irdm.experiments.page import record
 from irdm.experiments.runner import run_study
-from irdm.experiments.spiral import STUDY as SPIRAL
 
-EXPERIMENTS: dict[str, Study] = {study.name: study for study in (SPIRAL,)}
+EXPERIMENTS: dict[str, Study] = {
+    module.STUDY.name: module.STUDY for module in (spiral, batch, distance, gaming, controller, estimator, joint)
+}
 
-__all__ = ["EXPERIMENTS", "Study", "run_study"]
+__all__ = ["EXPERIMENTS", "Study", "record", "run_study"]

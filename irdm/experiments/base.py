@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from irdm.presets import RunConfig
+from irdm.metrics import EvaluationConfig
+from irdm.presets import RunConfig, digits
 from irdm.train import train
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 Numbers = dict[str, float]
 Table = Mapping[str, Mapping[str, "Values"]]
 
-PROBE_STEPS = 24  # steps of the short run that finds out how long a step takes
-PROBE_WARM = 8  # the first of them, which are not counted
+PROBE_STEPS = 14  # steps of the short run that finds out how long a step takes
+PROBE_WARM = 4  # the first of them, which are not counted
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Claim:
 
 
 class Cell(Protocol):
-    """One training run of a study. `key` identifies what is computed, so that a resumed study trusts a finished cell."""
+    """One training run of a study. `key` says what is computed, so that a resumed study trusts a finished cell."""
 
     @property
     def key(self) -> str:
@@ -82,8 +83,8 @@ class TrainCell:
     """A run of the ordinary trainer.
 
     With `core_seconds` the number of steps is what fits into so much computing time on one core: a short run measures a
-    step, then the steps are fixed, so that the learning-rate schedule is known. `measure` turns the run directory and
-    its result into the numbers of the row.
+    step, then the steps are fixed, so that the learning-rate schedule is known, a twentieth of them warm-up. `measure`
+    turns the run directory and its result into the numbers of the row.
     """
 
     config: RunConfig
@@ -99,7 +100,10 @@ class TrainCell:
         """Train and measure."""
         config = self.config.model_copy(update={"seed": seed})
         if self.core_seconds is not None:
-            config = config.model_copy(update={"steps": self._steps(config, out)})
+            steps = self._steps(config, out)
+            every = max(1, steps // 4)
+            schedule = {"steps": steps, "warmup": steps // 20, "check_every": every, "checkpoint_every": every}
+            config = config.model_copy(update=schedule)
         result = train(config, out, command="irdm experiment")
         spent = float(json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["core_seconds"])
         return {name: self.measure(out, result) | {"steps": float(config.steps), "core_seconds": spent}}
@@ -124,8 +128,8 @@ class Study:
     """A study of the paper: what `irdm experiment NAME` runs.
 
     `cells(scale)` are the runs, `scale` being the share of the full iterations or seconds (1 is what is recorded);
-    `figure(table)` draws; `claims(table)` states what was found beside what the paper says; `columns` are the numbers
-    that its results table shows, in order, with their headings.
+    `figure(table, folder)` draws, where `folder(cell, i)` is the run directory of the i-th seed; `claims(table)` states
+    what was found beside what the paper says; `columns` are the numbers that its results table shows, with headings.
     """
 
     name: str
@@ -133,7 +137,7 @@ class Study:
     question: str
     columns: Mapping[str, str]
     cells: Callable[[float], Mapping[str, Cell]]
-    figure: Callable[[Table], Figure]
+    figure: Callable[[Table, Callable[[str, int], Path]], Figure]
     claims: Callable[[Table], list[Claim]]
     notes: str = ""
 
@@ -152,6 +156,12 @@ def scores(result: dict) -> Numbers:
         "accuracy": result["label_accuracy"]["generated"],
     }
     return {name: float(value) for name, value in numbers.items() if value is not None}
+
+
+def digits_run(**changes: object) -> RunConfig:
+    """The digits preset with a lighter evaluation (spread comes from the seeds of a study), and `changes` to it."""
+    light = {"preset": "study", "evaluation": EvaluationConfig(replicates=4, resamples=2)}
+    return RunConfig.model_validate(digits().model_copy(update=light | changes).model_dump())
 
 
 SCORE_COLUMNS = {

@@ -20,6 +20,7 @@ import torch
 from irdm import __version__
 from irdm.checkpoint import write_atomic
 from irdm.experiments.base import Cell, Study, Table, Values
+from irdm.experiments.page import section
 
 
 def run_study(
@@ -32,7 +33,7 @@ def run_study(
     command: str = "",
     progress: Callable[[str], None] = print,
 ) -> dict:
-    """Train and measure every cell for every seed, and write `out`: result.json, figure.png, cells/.
+    """Train and measure every cell for every seed, and write `out`: result.json, figure.png, results.md, cells/.
 
     A finished cell is not run again, and an interrupted one goes on from its checkpoint, bit for bit. Each worker
     process computes with one thread, so that times of different cells compare.
@@ -52,7 +53,7 @@ def run_study(
     todo, found = [], {}
     for seed in seeds:
         for name, cell in cells.items():
-            folder = out / "cells" / slug(name) / f"seed-{seed}"
+            folder = cell_folder(out, name, seed)
             rows = read_cell(folder, cell)
             if rows is None:
                 todo.append((name, cell, folder, seed))
@@ -120,9 +121,9 @@ def read_cell(folder: Path, cell: Cell) -> dict[str, dict[str, float]] | None:
     return body["rows"]
 
 
-def slug(name: str) -> str:
-    """A folder name for a cell: letters, digits, dots and dashes."""
-    return "".join(c if c.isalnum() or c == "." else "-" for c in name).strip("-")
+def cell_folder(out: Path, name: str, seed: int) -> Path:
+    """The run directory of a cell in the folder of its study."""
+    return out / "cells" / "".join(c if c.isalnum() or c == "." else "-" for c in name) / f"seed-{seed}"
 
 
 def _write(study: Study, table: Table, out: Path, seeds: Sequence[int], scale: float, command: str) -> dict:
@@ -138,8 +139,9 @@ def _write(study: Study, table: Table, out: Path, seeds: Sequence[int], scale: f
         "hardware": f"{platform.machine()} CPU, one thread a run",
         "versions": {"irdm": __version__, "torch": str(torch.__version__), "python": platform.python_version()},
     }
-    figure, picture = study.figure(table), io.BytesIO()
+    figure, picture = study.figure(table, lambda cell, index: cell_folder(out, cell, seeds[index])), io.BytesIO()
     figure.savefig(picture, format="png", dpi=160, bbox_inches="tight")
     write_atomic(out / "figure.png", picture.getvalue())
     write_atomic(out / "result.json", json.dumps(result, indent=1))
+    write_atomic(out / "results.md", section(study, result, "figure.png"))
     return result

@@ -6,6 +6,7 @@ The network, the optimizer and the kernels are the paper's; the trainer is the o
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -112,10 +113,8 @@ def draw(run: Path, count: int = SAMPLES) -> Float[Tensor, "n d"]:
 
 
 def measure(run: Path, result: dict) -> Numbers:
-    """Recall of the anchors, median distance to the curve, and the plane coordinates of a few points for the figure."""
-    points = draw(run)
-    shown = (points[:SHOWN] @ plane(DATA)).flatten().tolist()
-    return quality(points) | {f"x{i}": round(value, 3) for i, value in enumerate(shown)}
+    """Recall of the anchors and median distance to the curve."""
+    return quality(draw(run))
 
 
 def quality(points: Float[Tensor, "n d"]) -> Numbers:
@@ -130,7 +129,7 @@ def quality(points: Float[Tensor, "n d"]) -> Numbers:
     return {"recall": recall.item(), "distance": distance.item()}
 
 
-def figure(table: Table) -> Figure:
+def figure(table: Table, folder: Callable[[str, int], Path]) -> Figure:
     """The grid of the paper: a row for each batch, a column for each distance, the curve beneath the samples."""
     fig, axes = grid(len(BATCHES), len(DISTANCES), size=1.75)
     curve = spiral(torch.linspace(0, 1, 400))
@@ -138,9 +137,11 @@ def figure(table: Table) -> Figure:
         lowest = min(DISTANCES, key=lambda distance: table[row_name(distance, batch)]["distance"].mean)
         for axis, distance in zip(axis_row, DISTANCES, strict=True):
             numbers = table[row_name(distance, batch)]
-            points = torch.tensor([numbers[f"x{i}"].values[0] for i in range(2 * SHOWN)]).reshape(-1, 2)
+            points = draw(folder(row_name(distance, batch), 0), SHOWN) @ plane(DATA)
             axis.plot(*curve.T, color="0.8", lw=2.5, zorder=0)
-            axis.scatter(*points.T, s=1.5, color=BLUE if distance == "Nyström" else "0.35", linewidths=0, rasterized=True)
+            axis.scatter(
+                *points.T, s=1.5, color=BLUE if distance == "Nyström" else "0.35", linewidths=0, rasterized=True
+            )
             axis.set(xlim=(-3.2, 3.2), ylim=(-3.2, 3.2), aspect="equal", xticks=[], yticks=[])
             weight = "bold" if distance == lowest else "normal"
             axis.set_xlabel(f"{numbers['recall'].mean:.2f} / {numbers['distance'].mean:.3f}", fontsize=8, weight=weight)
@@ -148,7 +149,9 @@ def figure(table: Table) -> Figure:
                 axis.set_title(distance, fontsize=10)
             if distance == next(iter(DISTANCES)):
                 axis.set_ylabel(f"batch {batch}", fontsize=10)
-    fig.supxlabel("recall of the curve / median distance to it, mean over seeds; the lowest of a row in bold", fontsize=9)
+    fig.supxlabel(
+        "recall of the curve / median distance to it, mean over seeds; the lowest of a row in bold", fontsize=9
+    )
     return fig
 
 
