@@ -13,9 +13,9 @@ from irdm.presets import digits
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SECONDS = 40.0  # on one core, for every run
-ROLLOUTS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
-LANDMARKS = (16, 64, 256, 1024)  # at the preset's own rollout
+SECONDS = 30.0  # on one core, for every run
+ROLLOUTS = (64, 256, 512, 1024, 2048, 4096, 8192)
+LANDMARKS = (16, 64, 256)  # at the preset's own rollout
 ALL = 4096  # more than there are training images: every one is a landmark
 SHOWN = (("sw_held_in", "held in", BLUE), ("sw_held_out", "held out", ORANGE), ("sw_unseen", "unseen", GREEN))
 
@@ -73,11 +73,11 @@ def claims(table: Table) -> list[Claim]:
 
 STUDY = Study(
     name="batch",
-    title="rollout 64 to 8192 and landmarks 16 to all, at equal computing time, on digits",
+    title="rollout 64 to 8192 and landmarks from 16 to all, at equal computing time, on digits",
     question="Which rollout, and how many landmarks?",
     columns=SCORE_COLUMNS | {"steps": "steps"},
     cells=cells,
     figure=figure,
     claims=claims,
-    notes=f'{SECONDS:.0f} core-seconds of training a run. The train split has 1199 images: "all" makes each a landmark.',
+    notes=f"{SECONDS:.0f} core-seconds of training a run. By default each of the 1199 train images is a landmark.",
 )

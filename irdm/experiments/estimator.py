@@ -1,4 +1,4 @@
-"""How the MMD is estimated: a frozen Nyström reference or a fresh batch, a biased or an unbiased repulsion, on digits."""
+"""How the MMD is estimated on digits: a frozen reference or a fresh batch, a biased or an unbiased repulsion."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from irdm.presets import digits
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SECONDS = 30.0
+SECONDS = 20.0
 ROLLOUT = 256  # small beside the 1199 training images, so that a fresh batch is a sample of them
 MULTIPLES = (0.25, 0.5, 1.0)  # of the median distance
 REFERENCES = {"frozen": NystromMMDConfig, "resampled": ExactMMDConfig}

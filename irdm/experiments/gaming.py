@@ -90,6 +90,6 @@ STUDY = Study(
     cells=cells,
     figure=figure,
     claims=claims,
-    notes=f'{SECONDS:.0f} core-seconds of training a run. "Held out" are the eight other encoders for one encoder alone, '
-    "and the three held-out ones for the battery.",
+    notes=f"{SECONDS:.0f} core-seconds of training a run. Held out are the eight others where one trains alone, "
+    "and the three held-out ones of the battery.",
 )

@@ -15,9 +15,9 @@ HEAD = """\
 
 What the paper claims (Feng et al., arXiv 2607.02375), what we found, and the command that finds it again. Every study
 is a table of ordinary training runs (`irdm/experiments/`), one CPU thread each, with a mean and one standard deviation
-over its seeds. Ratios divide a distance to real images by the same distance of fresh real images: 1 is real. Seeds change
-the network, the noise and the references; the data split and the local encoders stay. This page is written by
-`irdm experiment NAME --record docs` from `docs/results/*.json`.
+over its seeds. Ratios divide a distance to real images by the same distance of fresh real images: 1 is real. Seeds
+change the network, the noise and the references; the data split and the local encoders stay. `irdm experiment NAME
+--record docs` writes this page from `docs/results/*.json`.
 """
 
 

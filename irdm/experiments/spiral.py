@@ -118,8 +118,11 @@ def measure(run: Path, result: dict) -> Numbers:
 
 
 def quality(points: Float[Tensor, "n d"]) -> Numbers:
-    """`recall`: share of 60 evenly spaced points of the curve with a sample within 0.15; `distance`: the median distance
-    of the samples to the curve, both in all 64 dimensions. Points that are not finite are infinitely far away."""
+    """Recall of the curve and median distance to it, both in all 64 dimensions.
+
+    `recall` is the share of 60 evenly spaced points of the curve with a sample within 0.15. Samples that are not finite
+    count as far away.
+    """
     points = torch.nan_to_num(points, nan=1e9, posinf=1e9, neginf=-1e9)
     basis = plane(DATA)
     anchors = spiral(torch.linspace(0, 1, ANCHORS)) @ basis.T
@@ -139,9 +142,7 @@ def figure(table: Table, folder: Callable[[str, int], Path]) -> Figure:
             numbers = table[row_name(distance, batch)]
             points = draw(folder(row_name(distance, batch), 0), SHOWN) @ plane(DATA)
             axis.plot(*curve.T, color="0.8", lw=2.5, zorder=0)
-            axis.scatter(
-                *points.T, s=1.5, color=BLUE if distance == "Nyström" else "0.35", linewidths=0, rasterized=True
-            )
+            axis.scatter(*points.T, s=1.5, color=BLUE if distance == "Nyström" else "0.35", linewidths=0)
             axis.set(xlim=(-3.2, 3.2), ylim=(-3.2, 3.2), aspect="equal", xticks=[], yticks=[])
             weight = "bold" if distance == lowest else "normal"
             axis.set_xlabel(f"{numbers['recall'].mean:.2f} / {numbers['distance'].mean:.3f}", fontsize=8, weight=weight)
