@@ -17,6 +17,7 @@ LAYERS = (
     {"distances", "metrics", "generators", "data"},
     {"encoders"},
     {"images", "features", "overrides"},
+    {"store"},
     {"controller", "reference"},
     {"objective"},
     {"gradcache"},
