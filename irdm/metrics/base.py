@@ -130,8 +130,8 @@ def checked(features: Mapping[str, Tensor], dims: Mapping[str, int]) -> dict[str
 def panel(wanted: Sequence[str], found: Tables, partial: bool) -> tuple[list[str], list[str]]:
     """The wanted encoders that have a table, and those that have none, in the order of `wanted`.
 
-    Raises ValueError when one is missing and the caller did not ask for a partial panel, or when none is there: a mean
-    over fewer encoders would still look like a score.
+    Raises ValueError when one is missing and the caller did not ask for a partial panel (a mean over fewer encoders
+    would still look like a score), when none is there, or when the tables differ in rows.
     """
     missing = [name for name in wanted if name not in found]
     if missing and (not partial or len(missing) == len(wanted)):
@@ -139,7 +139,11 @@ def panel(wanted: Sequence[str], found: Tables, partial: bool) -> tuple[list[str
             f"The encoders {missing} have no features; found {sorted(found)}. Embed the images with the whole panel of "
             "the reference, or ask for a partial panel, which the result then names."
         )
-    return [name for name in wanted if name in found], missing
+    names = [name for name in wanted if name in found]
+    if len({len(found[name]) for name in names}) > 1:
+        sizes = {name: len(found[name]) for name in names}
+        raise ValueError(f"The encoders have tables of {sizes} rows; embed the same images with all of them.")
+    return names, missing
 
 
 class Picked:

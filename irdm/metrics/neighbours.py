@@ -10,36 +10,49 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from irdm.metrics.base import EvaluationConfig, Real, Sample
+from irdm.ops.rows import Rows, row_blocks
 
 
 def nearest_neighbours(
-    queries: Float[Tensor, "n d"], references: Float[Tensor, "m d"], chunk: int = 1024
+    queries: Rows, references: Rows, chunk: int = 1024, *, own: Int64[Tensor, " n"] | None = None
 ) -> tuple[Float[Tensor, " n"], Int64[Tensor, " n"]]:
     """Euclidean distance to, and index of, the nearest reference of each query, in blocks of `chunk` x `chunk`.
 
     Candidates are found by matrix products on centred rows; the distance of the winner is computed directly, so that a
-    copy is at exactly 0. Raises ValueError for empty or non-finite input, or widths that differ.
+    copy is at exactly 0. `own` is the reference that each query is itself, and therefore not its neighbour.
+
+    Raises ValueError for empty or non-finite input, widths that differ, or a single reference with `own`.
     """
-    if not len(queries) or not len(references) or queries.shape[1:] != references.shape[1:]:
-        raise ValueError(f"Got rows {tuple(queries.shape)} and {tuple(references.shape)}; expected [n, d] and [m, d].")
-    if not (queries.isfinite().all() and references.isfinite().all()):
-        raise ValueError("Nearest neighbours of rows that hold NaN or infinity; check the images or features first.")
-    center = references.mean(0)
-    indices = []
-    for block in queries.split(chunk):
+    if not len(queries) or len(references) < (1 if own is None else 2) or queries.shape[1:] != references.shape[1:]:
+        raise ValueError(
+            f"Got rows {tuple(queries.shape)} and {tuple(references.shape)}; expected [n, d] and [m, d], with two "
+            "references or more when the queries are among them."
+        )
+    total = sum(_finite(block).double().sum(0) for block in row_blocks(references, chunk))
+    distances, indices = [], []
+    for start in range(0, len(queries), chunk):
+        block = _finite(queries[start : min(start + chunk, len(queries))])
+        center = torch.as_tensor(total / len(references)).to(block)
+        itself = None if own is None else own[start : start + chunk, None].to(block.device)
         best = block.new_full((len(block),), torch.inf)
         index = torch.zeros(len(block), dtype=torch.int64, device=block.device)
-        for start in range(0, len(references), chunk):
-            distance, where = torch.cdist(block - center, references[start : start + chunk] - center).min(1)
+        for number, candidates in enumerate(row_blocks(references, chunk)):
+            distance = torch.cdist(block - center, candidates.to(block) - center)
+            numbers = torch.arange(len(candidates), device=block.device) + number * chunk
+            if itself is not None:
+                distance.masked_fill_(numbers == itself, torch.inf)
+            distance, where = distance.min(1)
             closer = distance < best
-            best, index = torch.where(closer, distance, best), torch.where(closer, where + start, index)
+            best, index = torch.where(closer, distance, best), torch.where(closer, numbers[where], index)
+        distances.append((block - references[index].to(block)).norm(dim=1))
         indices.append(index)
-    index = torch.cat(indices)
-    distances = [
-        (block - references[rows]).norm(dim=1)
-        for block, rows in zip(queries.split(chunk), index.split(chunk), strict=True)
-    ]
-    return torch.cat(distances), index
+    return torch.cat(distances), torch.cat(indices)
+
+
+def _finite(rows: Tensor) -> Tensor:
+    if not rows.isfinite().all():
+        raise ValueError("Nearest neighbours of rows that hold NaN or infinity; check the images or features first.")
+    return rows
 
 
 def nearest_neighbour_ratio(generated: Sample, real: Real, config: EvaluationConfig) -> dict:
