@@ -9,11 +9,12 @@ the encoder's features (median distance, times the distance's `scale`) and s the
 
 from __future__ import annotations
 
+import json
+import math
 from abc import ABC, abstractmethod
-from typing import Annotated, Any
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
-from annotated_types import MinLen
 from jaxtyping import Float
 from pydantic import PositiveFloat
 from torch import Tensor, nn
@@ -33,29 +34,19 @@ class DistanceConfig(Config):
     """Bandwidth s of the condition tau in its own units, when there is one; None means 1."""
 
 
-class KernelConfig(DistanceConfig):
-    """What the distances with a Gaussian kernel have in common."""
-
-    scale: PositiveFloat = 1.0
-    """Factor on the median distance that gives the bandwidth sigma; below 1 is a cold, sharper kernel."""
-
-    bandwidths: Annotated[tuple[PositiveFloat, ...], MinLen(1)] = (1.0,)
-    """Multiples of sigma; the kernels are averaged. Ratios of 2 cost one exponential for all."""
-
-    def gammas(self, sigma: float) -> tuple[float, ...]:
-        """1 / (2 (h sigma)^2) for each multiple h."""
-        return tuple(1 / (2 * (multiple * sigma) ** 2) for multiple in self.bandwidths)
+C = TypeVar("C", bound=DistanceConfig)
 
 
-class Distance(nn.Module, ABC):
+class Distance(nn.Module, ABC, Generic[C]):
     """A differentiable distance between generated features and a frozen reference.
 
-    A subclass gives `_fit` (build the reference from joint rows) and `_compare` (score joint rows), and registers its
-    reference with `_own`, so that `.to()`, `state_dict()` and `load_state_dict()` work whatever was fitted.
+    A subclass names the tensors of its reference in `owned`, builds them in `_fit` from joint rows, and scores joint
+    rows with them in `_compare`. They are buffers, so `.to()`, `state_dict()` and `load_state_dict()` work whatever was
+    fitted; the saved state also holds the configuration, and loads only into a distance of the same one.
     """
 
-    needs_bandwidth = False
-    """Whether features whose median distance is zero are an error even without a condition."""
+    owned: ClassVar[tuple[str, ...]] = ()
+    """The tensors that `_fit` assigns."""
 
     center: Tensor
     beta: Tensor
@@ -63,11 +54,11 @@ class Distance(nn.Module, ABC):
     tau_width: Tensor
     seed: Tensor
 
-    def __init__(self, config: DistanceConfig, scale: float = 1.0) -> None:
+    def __init__(self, config: C) -> None:
         super().__init__()
-        self.condition_bandwidth = config.condition_bandwidth or 1.0
-        self.scale = scale
-        self._own("center")
+        self.config = config
+        for name in ("center", *self.owned):  # empty until fitted or loaded, then of whatever shape that gave
+            self.register_buffer(name, torch.empty(0))
         for name in ("sigma", "beta"):
             self.register_buffer(name, torch.zeros((), dtype=torch.float64))
         for name in ("tau_width", "seed"):
@@ -98,13 +89,13 @@ class Distance(nn.Module, ABC):
         self.center = _stream_mean("real", real).to(device, dtype)
         self.seed = torch.tensor(seed, dtype=torch.int64, device=device)
         sigma = self._bandwidth(sample_rows(real, _BANDWIDTH_ROWS, generator_for(seed, "bandwidth")))
-        if sigma == 0 and (self.needs_bandwidth or tau is not None):
+        if sigma == 0 and (self._needs_bandwidth() or tau is not None):
             raise ValueError(
                 f"The median distance between two of the {len(real)} real rows is 0, so the kernel has no bandwidth: "
                 "most rows coincide. Check that the encoder sees the images and that the data set is not one image."
             )
         self.sigma = torch.tensor(sigma, dtype=torch.float64, device=device)
-        self.beta = self.sigma / self.condition_bandwidth
+        self.beta = self.sigma / (self.config.condition_bandwidth or 1.0)
         self.tau_width = torch.tensor(tau.shape[1] if tau is not None else 0, dtype=torch.int64, device=device)
         with torch.no_grad():
             self._fit(_JointRows(self, real, tau), seed)
@@ -162,17 +153,36 @@ class Distance(nn.Module, ABC):
         centred = phi - self.center.to(phi)
         return centred if tau is None else torch.cat([centred, tau.detach().to(phi) * self.beta.to(phi)], dim=1)
 
-    def _bandwidth(self, rows: Tensor) -> float:
-        centred = rows.to(self.center) - self.center
-        sigma = self.scale * median_distance(centred)
-        # Distances below the rounding of the raw features are rounding, not data.
-        resolution = torch.finfo(self.center.dtype).eps * float(self.center.norm())
-        return sigma if sigma > 4 * self.scale * resolution else 0.0
+    def _needs_bandwidth(self) -> bool:
+        """Whether features whose median distance is zero are an error even without a condition."""
+        return False
 
-    def _own(self, *names: str) -> None:
-        """Register empty buffers: `_fit` fills them, `load_state_dict` takes whatever shape was saved."""
-        for name in names:
-            self.register_buffer(name, torch.empty(0))
+    def _bandwidth(self, rows: Tensor) -> float:
+        """The median distance between two rows; 0 when it is no more than rounding."""
+        median = median_distance(rows.to(self.center) - self.center)
+        if not math.isfinite(median):
+            raise ValueError(
+                f"The real rows reach {rows.abs().max():.2g}, too large to square in {self.center.dtype}: scale the "
+                "features down, or give them as float64."
+            )
+        # Distances below the rounding of the raw features are rounding, not data.
+        return median if median > 4 * torch.finfo(self.center.dtype).eps * float(self.center.norm()) else 0.0
+
+    def get_extra_state(self) -> Tensor:
+        """The configuration, as the bytes of its JSON: part of `state_dict`, and a tensor like the rest of it."""
+        return torch.tensor(list(self.config.model_dump_json().encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Raises ValueError when the state was fitted with another configuration."""
+        fitted, own = json.loads(bytes(state.tolist())), self.config.model_dump(mode="json")
+        if differing := [name for name in {**fitted, **own} if fitted.get(name) != own.get(name)]:
+            found, expected = (
+                ", ".join(f"{name}={fields.get(name)}" for name in differing) for fields in (fitted, own)
+            )
+            raise ValueError(
+                f"The reference was fitted with {found}, but this distance is configured with {expected}: build the "
+                "distance from the configuration of the reference, or fit it again."
+            )
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         for name, buffer in self._buffers.items():

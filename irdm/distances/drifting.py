@@ -35,16 +35,12 @@ class DriftingConfig(PoolConfig):
         return Drifting(self)
 
 
-class Drifting(PoolDistance):
+class Drifting(PoolDistance[DriftingConfig]):
     """L = mean |x / s - stop_grad(x / s + drift)|^2, with one drift per radius, each of unit root mean square.
 
     Its value is the squared size of the drifts, not a distance that falls to zero; only its gradient has a meaning.
     Source: Deng et al., arXiv 2602.04770.
     """
-
-    def __init__(self, config: DriftingConfig) -> None:
-        super().__init__(config)
-        self.config = config
 
     def _compare(self, fake: Float[Tensor, "n w"], step: int) -> Float[Tensor, ""]:
         size = self.config.group_size or len(fake)

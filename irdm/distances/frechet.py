@@ -26,21 +26,18 @@ class FrechetConfig(DistanceConfig):
         return Frechet(self)
 
 
-class Frechet(Distance):
+class Frechet(Distance[FrechetConfig]):
     """L = |m_g - m_r|^2 + tr S_g + tr S_r - 2 tr (S_r^1/2 (S_g + jitter I) S_r^1/2)^1/2.
 
     Unbiased covariances, all in float64. A generated batch needs two rows. With fewer rows than dimensions the value is
     the distance of the batch's own singular Gaussian, biased upwards as every small-sample Frechet distance is.
     """
 
+    owned = ("mean", "covariance", "root")
+
     mean: Tensor
     covariance: Tensor
     root: Tensor
-
-    def __init__(self, config: FrechetConfig) -> None:
-        super().__init__(config)
-        self.config = config
-        self._own("mean", "covariance", "root")
 
     def _fit(self, real: Rows, seed: int) -> None:
         self.mean, self.covariance = streaming_moments(row_blocks(real))

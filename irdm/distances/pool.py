@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from pydantic import PositiveInt
 from torch import Tensor
 
@@ -20,21 +22,21 @@ class PoolConfig(DistanceConfig):
     """Real rows drawn at each step; None draws as many as are generated. Never more than the pool holds."""
 
 
-class PoolDistance(Distance):
+P = TypeVar("P", bound=PoolConfig)
+
+
+class PoolDistance(Distance[P]):
     """A distance that owns a pool [p, d + c] and draws from it with a CPU generator seeded by (seed, step)."""
+
+    owned = ("pool",)
 
     pool: Tensor
 
-    def __init__(self, config: PoolConfig, scale: float = 1.0) -> None:
-        super().__init__(config, scale)
-        self.pool_rows, self.batch = config.pool_rows, config.batch
-        self._own("pool")
-
     def _fit(self, real: Rows, seed: int) -> None:
-        self.pool = sample_rows(real, self.pool_rows, generator_for(seed, "pool"))
+        self.pool = sample_rows(real, self.config.pool_rows, generator_for(seed, "pool"))
 
     def _draw(self, generated: int, *keys: int) -> Tensor:
         """Distinct rows of the pool for the keys (step, ...): the same on every rank and in every run."""
         generator = generator_for(int(self.seed), "batch", *keys)
-        indices = sample_indices(len(self.pool), self.batch or generated, generator)
+        indices = sample_indices(len(self.pool), self.config.batch or generated, generator)
         return self.pool[indices.to(self.pool.device)]

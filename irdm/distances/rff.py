@@ -7,10 +7,10 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import PositiveInt
+from pydantic import PositiveInt, field_validator
 from torch import Tensor
 
-from irdm.distances.base import Distance, KernelConfig
+from irdm.distances.kernel import KernelConfig, KernelDistance
 from irdm.ops.kernels import fourier_features
 from irdm.ops.rows import Rows, row_blocks
 from irdm.ops.sampling import generator_for
@@ -24,35 +24,41 @@ class RFFMMDConfig(KernelConfig):
     features: PositiveInt = 4096
     """Random features of each bandwidth."""
 
+    @field_validator("kernel")
+    @classmethod
+    def _has_frequencies(cls, kernel: str) -> str:
+        if kernel not in ("gaussian", "imq"):
+            raise ValueError(
+                "its random Fourier features have no useful gradient (Laplace's frequencies have no finite mean, the "
+                "energy kernel has none); set this to gaussian or imq, or take kind nystrom-mmd or exact-mmd"
+            )
+        return kernel
+
     def build(self) -> RFFMMD:
         """A distance without a reference: fit it, or load one."""
         return RFFMMD(self)
 
 
-class RFFMMD(Distance):
+class RFFMMD(KernelDistance[RFFMMDConfig]):
     """L = |mean phi(g) - mean phi(r)|^2, phi(x) = sqrt(2/D) cos(xW + p), averaged over bandwidths.
+
+    W is drawn from the kernel's spectral density (Gaussian or inverse multiquadric).
 
     Source: Rahimi and Recht, "Random features for large-scale kernel machines", 2007.
     """
 
-    needs_bandwidth = True
+    owned = ("frequencies", "phases", "means")
 
     frequencies: Tensor
     phases: Tensor
     means: Tensor
 
-    def __init__(self, config: RFFMMDConfig) -> None:
-        super().__init__(config, config.scale)
-        self.config = config
-        self._own("frequencies", "phases", "means")
-
     def _fit(self, real: Rows, seed: int) -> None:
         generator = generator_for(seed, "fourier features")
-        width, count = real.shape[1], self.config.features
-        sigmas = [multiple * float(self.sigma) for multiple in self.config.bandwidths]
-        normal = torch.cat([torch.randn(width, count, generator=generator) / sigma for sigma in sigmas], dim=1)
-        uniform = 2 * math.pi * torch.rand(count * len(sigmas), generator=generator)
-        self.frequencies, self.phases = normal.to(self.center), uniform.to(self.center)
+        count = self.config.features
+        self.frequencies = self.kernel.frequencies(real.shape[1], count, generator).to(self.center)
+        uniform = torch.rand(self.frequencies.shape[1], generator=generator)
+        self.phases = (2 * math.pi * uniform).to(self.center)
         total = torch.zeros_like(self.phases, dtype=torch.float64)
         for block in row_blocks(real):
             total += fourier_features(block, self.frequencies, self.phases, count).double().sum(dim=0)

@@ -26,15 +26,11 @@ class SlicedWassersteinConfig(PoolConfig):
         return SlicedWasserstein(self)
 
 
-class SlicedWasserstein(PoolDistance):
+class SlicedWasserstein(PoolDistance[SlicedWassersteinConfig]):
     """L = SW_2^2(g, r): the mean over directions of the squared distance between the sorted projections.
 
     A batch of another size than the generated one is matched quantile by quantile, exactly.
     """
-
-    def __init__(self, config: SlicedWassersteinConfig) -> None:
-        super().__init__(config)
-        self.config = config
 
     def _compare(self, fake: Float[Tensor, "n w"], step: int) -> Float[Tensor, ""]:
         seed = seed_for(int(self.seed), "directions", step)

@@ -1,22 +1,21 @@
-"""Gaussian kernels: bandwidth, mean embeddings, and the squared MMD with its closed-form gradient in one blocked pass.
+"""Bandwidth, mean embeddings, and the squared MMD of a radial kernel with its closed-form gradient in one blocked pass.
 
 Dimension letters: n generated rows; m landmarks; r real rows; d features; b bandwidths.
 
-The kernel is k_b(x, y) = exp(-gamma_b |x - y|^2) with gamma_b = 1 / (2 sigma_b^2); several bandwidths are averaged,
-k = (1/b) sum_b k_b, so that k(x, x) = 1 always.
+A kernel is an object of `irdm.ops.radial`; at several bandwidths it is their mean, k = (1/b) sum_b k_b.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_MOST_SQUARINGS = 4  # a kernel is taken from its wider neighbour by at most this many squarings
+from irdm.ops.radial import RadialKernel
 
 
 def squared_distances(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
@@ -53,36 +52,43 @@ def median_distance(x: Float[Tensor, "n d"], block: int = 1024) -> float:
     return math.sqrt(pairs.median().item())
 
 
-def kernel_means(
-    points: Float[Tensor, "m d"], blocks: Iterable[Tensor], gammas: Sequence[float]
-) -> Float[Tensor, "b m"]:
+def kernel_means(points: Float[Tensor, "m d"], blocks: Iterable[Tensor], kernel: RadialKernel) -> Float[Tensor, "b m"]:
     """mu_bk = mean over all rows r of k_b(points_k, r), in float64, the rows streamed as blocks [<=s, d]."""
     points = points.double()
-    total = points.new_zeros(len(gammas), len(points))
+    total = points.new_zeros(len(kernel.gammas), len(points))
     count = 0
     for rows in blocks:
-        distances = squared_distances(points, rows.double())
-        for b, gamma in enumerate(gammas):
-            total[b] += torch.exp(distances * -gamma).sum(dim=1)
+        for b, values in kernel.matrices(squared_distances(points, rows.double())):
+            total[b] += values.sum(dim=1)
         count += len(rows)
     return total / count
 
 
 def nystrom_coefficients(
-    landmarks: Float[Tensor, "m d"], means: Float[Tensor, "b m"], gammas: Sequence[float], ridge: float = 1e-6
-) -> Float[Tensor, "b m"]:
-    """alpha_b = (K_ZZ + ridge I)^-1 mu_b by Cholesky in float64: the mean embedding seen through the landmarks.
+    landmarks: Float[Tensor, "m d"], means: Float[Tensor, "b m"], kernel: RadialKernel, ridge: float = 1e-6
+) -> tuple[Float[Tensor, "b m"], Float[Tensor, " b"]]:
+    """alpha [b, m] and offset [b] with k_b(., Z) alpha_b + offset_b = mu_b at the landmarks, in float64.
 
-    The ridge keeps the system positive definite when landmarks coincide: they then share their coefficient.
+    For a positive definite kernel alpha_b = (K_ZZ + ridge I)^-1 mu_b by Cholesky, and the offset is 0. Otherwise the
+    coefficients must sum to 1, as the weights of the real rows do, and the offset is the multiplier of that constraint:
+    [K_ZZ + ridge I, 1; 1', 0] (alpha, offset) = (mu, 1), the ridge in units of the mean |k|. The ridge keeps the system
+    regular when landmarks coincide: they then share their coefficient.
     """
-    landmarks = landmarks.double()
-    distances = squared_distances(landmarks, landmarks).fill_diagonal_(0)
-    alphas = []
-    for gamma, mean in zip(gammas, means.double(), strict=True):
-        gram = torch.exp(distances * -gamma)
-        gram.diagonal().add_(ridge)
-        alphas.append(torch.cholesky_solve(mean[:, None], torch.linalg.cholesky(gram))[:, 0])
-    return torch.stack(alphas)
+    landmarks, means = landmarks.double(), means.double()
+    alpha, offset = torch.zeros_like(means), means.new_zeros(len(means))
+    count = len(landmarks)
+    for b, gram in kernel.matrices(squared_distances(landmarks, landmarks).fill_diagonal_(0)):
+        if kernel.definite:
+            gram.diagonal().add_(ridge)
+            alpha[b] = torch.cholesky_solve(means[b, :, None], torch.linalg.cholesky(gram))[:, 0]
+        else:
+            bordered = gram.new_ones(count + 1, count + 1)
+            bordered[:count, :count] = gram
+            bordered.diagonal().add_(ridge * (gram.abs().mean().item() or 1.0))
+            bordered[count, count] = 0
+            solution = torch.linalg.solve(bordered, torch.cat([means[b], means.new_ones(1)]))
+            alpha[b], offset[b] = solution[:count], solution[count]
+    return alpha, offset
 
 
 def fourier_features(
@@ -90,80 +96,91 @@ def fourier_features(
 ) -> Float[Tensor, "n f"]:
     """phi(x) = sqrt(2 / count) cos(x W + p): phi(x).phi(y) estimates k(x, y) for each run of `count` columns.
 
-    W ~ N(0, sigma^-2), p ~ U[0, 2 pi).
+    W from the kernel's `frequencies`, p ~ U[0, 2 pi).
     """
     return torch.addmm(phases, x, frequencies).cos() * math.sqrt(2 / count)
 
 
-def mean_kernel(x: Float[Tensor, "n d"], gammas: Sequence[float], block: int | None = None) -> Float[Tensor, ""]:
+def mean_kernel(x: Float[Tensor, "n d"], kernel: RadialKernel, block: int | None = None) -> Float[Tensor, ""]:
     """(1/n^2) sum_ij k(x_i, x_j), diagonal in, float64 sum; blockwise, each pair of blocks once."""
-    return _Blocks(x, gammas, block).repulsion(None)
+    return _Blocks(x, kernel, block).repulsion(None)
 
 
-def gaussian_mmd(
+def squared_mmd(
     fake: Float[Tensor, "n d"],
     landmarks: Float[Tensor, "m d"],
     alpha: Float[Tensor, "b m"],
-    gammas: Sequence[float],
+    kernel: RadialKernel,
     constant: float | Tensor = 0.0,
     *,
+    unbiased: bool = False,
     block: int | None = None,
 ) -> Float[Tensor, ""]:
     """Squared MMD against a weighted mean embedding, differentiable (once) in `fake` alone.
 
         L = (1/n^2) sum_ij k(g_i, g_j) - (2/n) sum_ik k(g_i, Z_k) alpha_k + constant
 
-    With several bandwidths L is the mean of the L_b. The first term is exact and biased (diagonal in). The gradient
-    is closed-form and computed with the value, so nothing but itself [n, d] is kept for the backward pass.
+    With several bandwidths L is the mean of the L_b. The first term is exact. The gradient is closed-form and computed
+    with the value, so nothing but itself [n, d] is kept for the backward pass.
 
     Args:
         fake: generated rows [n, d].
         landmarks: points Z [m, d].
         alpha: their coefficients, a row for each bandwidth [b, m].
-        gammas: the b inverse squared bandwidths 1 / (2 sigma_b^2).
+        kernel: k, at b bandwidths.
         constant: the mean kernel of the real rows with themselves, averaged over the bandwidths.
+        unbiased: leave the n pairs i = j out of the first term, and divide it by n (n - 1).
         block: rows of a block; None takes the size measured best for the device.
+
+    Raises:
+        ValueError: for a single generated row when unbiased.
 
     Source: arXiv 2607.02375, the Nystrom estimator; equations in docs/method.md.
     """
     if torch.is_grad_enabled() and fake.requires_grad:
-        value: Tensor = _GaussianMMD.apply(fake, landmarks, alpha, tuple(gammas), constant, block)
+        value: Tensor = _SquaredMMD.apply(fake, landmarks, alpha, kernel, constant, unbiased, block)
         return value
-    return gaussian_mmd_and_gradient(fake, landmarks, alpha, gammas, constant, block=block, gradient=False)[0]
+    return squared_mmd_and_gradient(
+        fake, landmarks, alpha, kernel, constant, unbiased=unbiased, block=block, gradient=False
+    )[0]
 
 
 @torch.no_grad()
-def gaussian_mmd_and_gradient(
+def squared_mmd_and_gradient(
     fake: Float[Tensor, "n d"],
     landmarks: Float[Tensor, "m d"],
     alpha: Float[Tensor, "b m"],
-    gammas: Sequence[float],
+    kernel: RadialKernel,
     constant: float | Tensor = 0.0,
     *,
+    unbiased: bool = False,
     block: int | None = None,
     gradient: bool = True,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "n d"] | None]:
-    """The value of `gaussian_mmd` and, when asked for, its gradient with respect to `fake`.
+    """The value of `squared_mmd` and, when asked for, its gradient with respect to `fake`.
 
         dL/dg_i = -(4/n^2) (s_i g_i - sum_j P_ij g_j) + (4/n) (w_i g_i - sum_k A_ik Z_k)
 
-    with P = (1/b) sum_b gamma_b K_b, s its row sums, A_ik = (1/b) sum_b gamma_b k_b(g_i, Z_k) alpha_bk and w its row
-    sums. 3 n^2 d + 4 n m d floating-point operations, whatever the number of bandwidths.
+    with P = -(1/b) sum_b dk_b/d|x - y|^2 of the pairs (gamma K for one Gaussian), s its row sums, A_ik = the same of
+    (g_i, Z_k), each bandwidth times its alpha_bk, and w its row sums; n^2 is n (n - 1) when unbiased. 3 n^2 d + 4 n m d
+    floating-point operations, whatever the number of bandwidths.
     """
-    blocks = _Blocks(fake, gammas, block)
+    blocks = _Blocks(fake, kernel, block)
     ascent = torch.zeros_like(blocks.x) if gradient else None
-    value = blocks.repulsion(ascent) - 2 * blocks.attraction(landmarks, alpha, ascent) + constant
+    value = blocks.repulsion(ascent, unbiased) - 2 * blocks.attraction(landmarks, alpha, ascent) + constant
     if ascent is not None:
         ascent.addcmul_(blocks.row_weights[:, None], blocks.x)
     return value.to(fake.dtype), ascent
 
 
-class _GaussianMMD(torch.autograd.Function):
+class _SquaredMMD(torch.autograd.Function):
     """The pass above as one node of the graph."""
 
     @staticmethod
-    def forward(ctx, fake, landmarks, alpha, gammas, constant, block):
-        value, gradient = gaussian_mmd_and_gradient(fake, landmarks, alpha, gammas, constant, block=block)
+    def forward(ctx, fake, landmarks, alpha, kernel, constant, unbiased, block):
+        value, gradient = squared_mmd_and_gradient(
+            fake, landmarks, alpha, kernel, constant, unbiased=unbiased, block=block
+        )
         ctx.save_for_backward(gradient)
         return value
 
@@ -171,36 +188,44 @@ class _GaussianMMD(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, outer):  # pyright: ignore[reportIncompatibleMethodOverride]
         (gradient,) = ctx.saved_tensors
-        return outer * gradient, None, None, None, None, None
+        return outer * gradient, None, None, None, None, None, None
 
 
 class _Blocks:
     """Generated rows x [n, d] with the reusable buffers of one pass over pairs of blocks."""
 
-    def __init__(self, x: Tensor, gammas: Sequence[float], block: int | None) -> None:
+    def __init__(self, x: Tensor, kernel: RadialKernel, block: int | None) -> None:
         self.x = x.contiguous()
-        self.plan = _plan(gammas)
-        self.base = self.plan[0][1]  # the smallest gamma, the widest kernel: the exponents are held for it
+        self.kernel = kernel
+        self.bandwidths = len(kernel.gammas)
         self.block = block or _block_size(x)
-        self.norms = _squared_norms(self.x).mul_(self.base)
+        self.norms = _squared_norms(self.x).mul_(kernel.base)
         self.row_weights = self.x.new_zeros(len(x))
-        self._buffers = [self.x.new_empty(self.block**2) for _ in range(3 if len(gammas) > 1 else 2)]
+        self._buffers = [self.x.new_empty(self.block**2) for _ in range(3 if self.bandwidths > 1 else 2)]
 
-    def repulsion(self, ascent: Tensor | None) -> Tensor:
-        """(1/n^2) sum_ij k(x_i, x_j) in float64; its gradient, less the x_i parts, is added to `ascent`."""
-        n, kernels = len(self.x), len(self.plan)
-        scale = 4 * self.base / (n * n * kernels)
+    def repulsion(self, ascent: Tensor | None, unbiased: bool = False) -> Tensor:
+        """(1/n^2) sum_ij k(x_i, x_j) in float64; its gradient, less the x_i parts, is added to `ascent`.
+
+        A row's kernel with itself is a constant: unbiased only takes it out of the value, and divides by n (n - 1).
+        """
+        n = len(self.x)
+        if unbiased and n < 2:
+            raise ValueError("Got 1 generated row, expected at least 2: the unbiased repulsion is a mean over pairs.")
+        pairs = (n * (n - 1) if unbiased else n * n) * self.bandwidths
+        scale = 4 * self.kernel.base / pairs
         total = torch.zeros((), dtype=torch.float64, device=self.x.device)
+        if unbiased:
+            total -= n * self.bandwidths * self.kernel.diagonal
         for i in self._ranges(n):
             for j in self._ranges(n, i.start):
-                exponents = self._exponents(i, self.x[j], self.norms[j])
+                t = self._scaled_distances(i, self.x[j], self.norms[j])
                 if i == j:
-                    exponents.fill_diagonal_(0)
-                weights = None
-                for _, ratio, kernel in self._kernels(exponents):
-                    total += kernel.sum() * (1 if i == j else 2)
+                    t.fill_diagonal_(0)
+                t, weights = self.kernel.prepare(t), None
+                for _, ratio, values in self.kernel.values(t, self._view(1, t)):
+                    total += values.sum() * (1 if i == j else 2)
                     if ascent is not None:
-                        weights = self._accumulate(weights, kernel, ratio)
+                        weights = self._accumulate(weights, self.kernel.slope(values, t, ratio), ratio)
                 if ascent is None:
                     continue
                 assert weights is not None
@@ -209,27 +234,27 @@ class _Blocks:
                 if i != j:
                     self.row_weights[j] -= weights.sum(dim=0).mul_(scale)
                     ascent[j].addmm_(weights.T, self.x[i], alpha=scale)
-        return total / (n * n * kernels)
+        return total / pairs
 
     def attraction(self, landmarks: Tensor, alpha: Tensor, ascent: Tensor | None) -> Tensor:
         """(1/n) sum_ik k(x_i, Z_k) alpha_k in float64; the gradient of -2 times it, less the x_i parts, to `ascent`."""
-        n, kernels = len(self.x), len(self.plan)
-        scale = 4 * self.base / (n * kernels)
+        pairs = len(self.x) * self.bandwidths
+        scale = 4 * self.kernel.base / pairs
         total = torch.zeros((), dtype=torch.float64, device=self.x.device)
-        norms = _squared_norms(landmarks).mul_(self.base)
-        for i in self._ranges(n):
+        norms = _squared_norms(landmarks).mul_(self.kernel.base)
+        for i in self._ranges(len(self.x)):
             for k in self._ranges(len(landmarks)):
-                weights = None
-                for b, ratio, kernel in self._kernels(self._exponents(i, landmarks[k], norms[k])):
-                    total += torch.mv(kernel, alpha[b, k]).sum()
+                t, weights = self.kernel.prepare(self._scaled_distances(i, landmarks[k], norms[k])), None
+                for b, ratio, values in self.kernel.values(t, self._view(1, t)):
+                    total += torch.mv(values, alpha[b, k]).sum()
                     if ascent is not None:
-                        weights = self._accumulate(weights, kernel, ratio, alpha[b, k])
+                        weights = self._accumulate(weights, self.kernel.slope(values, t, ratio), ratio, alpha[b, k])
                 if ascent is None:
                     continue
                 assert weights is not None
                 self.row_weights[i] += weights.sum(dim=1).mul_(scale)
                 ascent[i].addmm_(weights, landmarks[k], alpha=-scale)
-        return total / (n * kernels)
+        return total / pairs
 
     def _ranges(self, count: int, start: int = 0) -> list[slice]:
         return [slice(low, min(low + self.block, count)) for low in range(start, count, self.block)]
@@ -237,34 +262,21 @@ class _Blocks:
     def _view(self, buffer: int, like: Tensor) -> Tensor:
         return self._buffers[buffer][: like.numel()].view(like.shape)
 
-    def _exponents(self, i: slice, y: Tensor, y_norms: Tensor) -> Tensor:
-        """-gamma |x_i - y_j|^2 for the smallest gamma, in the first buffer."""
+    def _scaled_distances(self, i: slice, y: Tensor, y_norms: Tensor) -> Tensor:
+        """t = -gamma |x_i - y_j|^2 <= 0 for the smallest gamma, in the first buffer."""
         rows = self.x[i]
         out = self._buffers[0][: len(rows) * len(y)].view(len(rows), len(y))
-        torch.addmm(y_norms, rows, y.T, beta=-1, alpha=2 * self.base, out=out)
+        torch.addmm(y_norms, rows, y.T, beta=-1, alpha=2 * self.kernel.base, out=out)
         return out.sub_(self.norms[i, None]).clamp_(max=0)
 
-    def _kernels(self, exponents: Tensor) -> Iterator[tuple[int, float, Tensor]]:
-        """(bandwidth index, gamma / smallest gamma, kernel) from wide to narrow; one buffer, overwritten each time."""
-        kernel = self._view(1, exponents)
-        for b, gamma, squarings in self.plan:
-            if squarings:
-                for _ in range(squarings):
-                    kernel.mul_(kernel)
-            elif gamma == self.base:
-                torch.exp(exponents, out=kernel)
-            else:
-                torch.mul(exponents, gamma / self.base, out=kernel).exp_()
-            yield b, gamma / self.base, kernel
-
-    def _accumulate(self, weights: Tensor | None, kernel: Tensor, ratio: float, alpha: Tensor | None = None) -> Tensor:
-        """weights + ratio * kernel * alpha, in the kernel's own buffer when there is only one bandwidth."""
-        if len(self.plan) == 1:
-            return kernel if alpha is None else kernel.mul_(alpha)
+    def _accumulate(self, weights: Tensor | None, slope: Tensor, ratio: float, alpha: Tensor | None = None) -> Tensor:
+        """weights + ratio * slope * alpha, in the slope's own buffer when there is only one bandwidth."""
+        if self.bandwidths == 1:
+            return slope if alpha is None else slope.mul_(alpha)
         if weights is None:
-            weights = self._view(2, kernel)
-            return weights.copy_(kernel) if alpha is None else torch.mul(kernel, alpha * ratio, out=weights)
-        return weights.add_(kernel, alpha=ratio) if alpha is None else weights.addcmul_(kernel, alpha * ratio)
+            weights = self._view(2, slope)
+            return torch.mul(slope, ratio if alpha is None else alpha * ratio, out=weights)
+        return weights.add_(slope, alpha=ratio) if alpha is None else weights.addcmul_(slope, alpha * ratio)
 
 
 def _block_size(x: Tensor) -> int:
@@ -272,19 +284,3 @@ def _block_size(x: Tensor) -> int:
     if x.is_cuda:
         return 2048
     return 1024 if x.shape[1] <= 256 else 512
-
-
-def _plan(gammas: Sequence[float]) -> list[tuple[int, float, int]]:
-    """(bandwidth index, gamma, squarings) in rising gamma; squarings > 0: the last kernel, squared so many times.
-
-    Bandwidths in ratio 2 have gammas in ratio 4, so that k_narrow = k_wide^4: two products in place of an exponential.
-    """
-    plan: list[tuple[int, float, int]] = []
-    for b in sorted(range(len(gammas)), key=lambda index: gammas[index]):
-        squarings = 0
-        if plan:
-            power = math.log2(gammas[b] / plan[-1][1])
-            if abs(power - round(power)) < 1e-9 and 1 <= round(power) <= _MOST_SQUARINGS:
-                squarings = round(power)
-        plan.append((b, gammas[b], squarings))
-    return plan

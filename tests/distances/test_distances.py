@@ -1,11 +1,13 @@
 """What holds for every distance."""
 
+import ot
 import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
 from irdm.distances import DISTANCES, AnyDistance
-from irdm.ops.sampling import generator_for
+from irdm.ops.sampling import generator_for, seed_for
+from irdm.ops.sliced import unit_directions
 
 KINDS = list(DISTANCES)
 KERNELS = ["nystrom-mmd", "exact-mmd", "rff-mmd"]
@@ -216,3 +218,64 @@ def test_several_bandwidths_give_the_mean(kind):
         for multiples in ((0.5,), (2.0,), (0.5, 2.0))
     ]
     assert values[2] == pytest.approx((values[0] + values[1]) / 2, rel=0.05 if kind == "rff-mmd" else 1e-9)
+
+
+def test_a_saved_reference_refuses_another_configuration():
+    state = small("nystrom-mmd", kernel="laplace", bandwidths=(1.0, 2.0)).fit(draw(100), seed=0).state_dict()
+    assert all(isinstance(tensor, torch.Tensor) for tensor in state.values())  # safetensors takes nothing else
+    small("nystrom-mmd", kernel="laplace", bandwidths=(1.0, 2.0)).load_state_dict(state)
+    for fields, found in (
+        ({"kernel": "laplace"}, r"fitted with bandwidths=\[1.0, 2.0\], .* configured with bandwidths=\[1.0\]"),
+        ({"kernel": "imq", "bandwidths": (1.0, 2.0)}, "fitted with kernel=laplace, .* configured with kernel=imq"),
+    ):
+        with pytest.raises(ValueError, match=found):
+            small("nystrom-mmd", **fields).load_state_dict(state)
+    with pytest.raises(ValueError, match="kind=nystrom-mmd"):
+        small("exact-mmd").load_state_dict(state)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_generated_row(kind):
+    """A batch of one is compared; only a covariance and a mean over pairs need two rows."""
+    distance, fake = small(kind).fit(draw(60), seed=0), draw(1, seed=1).requires_grad_()
+    if kind == "frechet":
+        with pytest.raises(ValueError, match="at least 2"):
+            distance(fake)
+        return
+    distance(fake, step=1).backward()
+    assert torch.isfinite(fake.grad).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_features_near_the_limit_of_float16(kind, dtype):
+    """Squares of 60000 overflow float16; the answer is that of the same numbers in float64."""
+    half, fake = (draw(60) * 20_000).clamp(-60_000, 60_000).to(dtype), (draw(16, seed=1) * 20_000).to(dtype)
+    assert half.abs().max() > 40_000
+    value = small(kind).fit(half, seed=0)(fake, step=1)
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(small(kind).fit(half.double(), seed=0)(fake.double(), step=1).item(), rel=1e-3)
+
+
+def test_overflow_is_named_in_real_rows():
+    real = draw(60) * 1e4
+    real[3] *= 100
+    with pytest.raises(ValueError, match="Found 1 rows .* infinity in real .the first is row 3"):
+        small("nystrom-mmd").fit(real.half(), seed=0)
+    with pytest.raises(ValueError, match="too large to square in torch.float32"):
+        small("nystrom-mmd").fit(draw(60, dtype=torch.float32) * 1e25, seed=0)
+    assert small("nystrom-mmd").fit(draw(60) * 1e25, seed=0)(draw(9) * 1e25).isfinite()
+
+
+@pytest.mark.parametrize("size", [37, 200, 900])
+def test_sliced_wasserstein_of_unequal_sizes_agrees_with_an_independent_library(size):
+    """Fewer real rows than generated, more, and a pool that holds fewer than were asked for."""
+    distance = small("sliced-wasserstein", batch=size, directions=20).fit(draw(300), seed=0)
+    fake = draw(80, shift=0.3, seed=1).requires_grad_()
+    value = distance(fake, step=4)
+    real, mine = distance._draw(80, 4), (fake - distance.center).detach()
+    assert len(real) == min(size, 300)
+    directions = unit_directions(6, 20, seed_for(0, "directions", 4), torch.float64)
+    expected = ot.sliced_wasserstein_distance(mine.numpy(), real.numpy(), projections=directions.numpy()) ** 2
+    assert value.item() == pytest.approx(expected, rel=1e-6)
+    assert torch.autograd.gradcheck(lambda x: distance(x, step=4), fake)

@@ -5,13 +5,14 @@ import torch
 
 from irdm.ops.kernels import (
     fourier_features,
-    gaussian_mmd,
-    gaussian_mmd_and_gradient,
     kernel_means,
     mean_kernel,
     median_distance,
     nystrom_coefficients,
+    squared_mmd,
+    squared_mmd_and_gradient,
 )
+from irdm.ops.radial import Energy, Gaussian, InverseMultiquadric, Laplace
 from irdm.ops.sampling import generator_for
 
 LADDER = (0.5, 1.0, 2.0, 4.0)
@@ -26,66 +27,114 @@ def draw(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def naive_mmd(fake, landmarks, alpha, gammas, constant=0.0):
+def ladder(multiples, sigma=3.0):
+    return Gaussian(gammas_of(multiples, sigma))
+
+
+KERNELS = {
+    "one Gaussian": ladder((1.0,)),
+    "Gaussians by squaring": ladder(LADDER),
+    "uneven Gaussians": ladder(UNEVEN),
+    "equal Gaussians": ladder((2.0, 2.0)),
+    "one Laplace": Laplace(gammas_of((1.0,))),
+    "Laplaces": Laplace(gammas_of(UNEVEN)),
+    "one inverse multiquadric": InverseMultiquadric(gammas_of((1.0,))),
+    "inverse multiquadrics": InverseMultiquadric(gammas_of(UNEVEN)),
+    "energy": Energy(),
+}
+each_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
+
+
+def formula(kernel, gamma, x, y):
+    """k(x_i, y_j) as one writes it, with the gradient 0 where two points coincide."""
+    squares = (x[:, None] - y).square().sum(dim=2)
+    apart = torch.where(squares == 0, 1.0, squares).sqrt() * (squares != 0)
+    sigma = (2 * gamma) ** -0.5
+    return {
+        Gaussian: torch.exp(-squares / (2 * sigma**2)),
+        Laplace: torch.exp(-apart / sigma),
+        InverseMultiquadric: (1 + squares / (2 * sigma**2)) ** -0.5,
+        Energy: -apart,
+    }[type(kernel)]
+
+
+def naive_mmd(fake, landmarks, alpha, kernel, constant=0.0, unbiased=False):
     """The equation of docs/method.md, left to autograd."""
     total = 0.0
-    for gamma, weights in zip(gammas, alpha, strict=True):
-        repulsion = torch.exp(-gamma * (fake[:, None] - fake).square().sum(dim=2)).mean()
-        attraction = torch.exp(-gamma * (fake[:, None] - landmarks).square().sum(dim=2)) @ weights
-        total = total + repulsion - 2 * attraction.mean()
-    return total / len(gammas) + constant
+    for gamma, weights in zip(kernel.gammas, alpha, strict=True):
+        repulsion = formula(kernel, gamma, fake, fake)
+        if unbiased:
+            repulsion = repulsion[~torch.eye(len(fake), dtype=torch.bool)]
+        total = total + repulsion.mean() - 2 * (formula(kernel, gamma, fake, landmarks) @ weights).mean()
+    return total / len(kernel.gammas) + constant
 
 
-@pytest.mark.parametrize("multiples", [(1.0,), LADDER, UNEVEN, (2.0, 2.0)])
-@pytest.mark.parametrize("block", [None, 7, 32])
-def test_value_and_gradient_are_those_of_autograd(multiples, block):
-    gammas = gammas_of(multiples)
+@each_kernel
+@pytest.mark.parametrize("block", [None, 7])
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_value_and_gradient_are_those_of_autograd(kernel, block, unbiased):
     fake, landmarks = draw(45, 6).requires_grad_(), draw(19, 6, seed=1)
-    alpha = draw(len(gammas), 19, seed=2)
-    expected = naive_mmd(fake, landmarks, alpha, gammas, 0.3)
-    value = gaussian_mmd(fake, landmarks, alpha, gammas, 0.3, block=block)
+    alpha = draw(len(kernel.gammas), 19, seed=2)
+    expected = naive_mmd(fake, landmarks, alpha, kernel, 0.3, unbiased)
+    value = squared_mmd(fake, landmarks, alpha, kernel, 0.3, unbiased=unbiased, block=block)
     torch.testing.assert_close(value, expected)
     torch.testing.assert_close(torch.autograd.grad(value, fake)[0], torch.autograd.grad(expected, fake)[0])
 
 
-@pytest.mark.parametrize("multiples", [(1.0,), LADDER])
-def test_finite_differences(multiples):
-    gammas = gammas_of(multiples)
-    fake, landmarks, alpha = draw(9, 4).requires_grad_(), draw(5, 4, seed=1), draw(len(gammas), 5, seed=2)
-    assert torch.autograd.gradcheck(lambda x: gaussian_mmd(x, landmarks, alpha, gammas, block=4), fake)
+@each_kernel
+def test_finite_differences(kernel):
+    fake, landmarks, alpha = draw(7, 3).requires_grad_(), draw(4, 3, seed=1), draw(len(kernel.gammas), 4, seed=2)
+    assert torch.autograd.gradcheck(lambda x: squared_mmd(x, landmarks, alpha, kernel, unbiased=True, block=4), fake)
 
 
-@pytest.mark.parametrize("multiples", [(1.0,), LADDER])
-def test_single_precision_agrees_with_double(multiples):
-    gammas = gammas_of(multiples, sigma=8.0)
-    fake, landmarks, alpha = draw(300, 64), draw(100, 64, seed=1), draw(len(gammas), 100, seed=2) / 100
-    value, gradient = gaussian_mmd_and_gradient(fake, landmarks, alpha, gammas, block=128)
-    single = gaussian_mmd_and_gradient(fake.float(), landmarks.float(), alpha.float(), gammas, block=128)
-    assert abs(single[0].item() - value.item()) < 1e-6
+@each_kernel
+def test_coinciding_rows_do_not_move_each_other(kernel):
+    """A kink has no derivative: 0 is taken, for duplicates in the batch and for a row on top of a landmark."""
+    landmarks = torch.tensor([[0.5, -2.0], [1.0, 3.0]], dtype=torch.float64)
+    fake, alpha = landmarks[:1].repeat(4, 1), torch.full((len(kernel.gammas), 2), 0.5, dtype=torch.float64)
+    _, gradient = squared_mmd_and_gradient(fake, landmarks, alpha, kernel, block=3)
+    _, expected = squared_mmd_and_gradient(fake[:1], landmarks[1:], alpha[:, 1:], kernel)
+    torch.testing.assert_close(gradient, (expected / 4).expand(4, 2))
+
+
+def test_unbiased_repulsion_needs_two_rows():
+    with pytest.raises(ValueError, match="at least 2"):
+        squared_mmd(draw(1, 3), draw(4, 3), draw(1, 4), ladder((1.0,)), unbiased=True)
+    assert squared_mmd(draw(1, 3), draw(4, 3), torch.zeros(1, 4).double(), ladder((1.0,))).item() == 1
+
+
+@each_kernel
+def test_single_precision_agrees_with_double(kernel):
+    kernel = type(kernel)([gamma / 7 for gamma in kernel.gammas]) if kernel.definite else kernel
+    fake, landmarks = draw(200, 64), draw(60, 64, seed=1)
+    alpha = draw(len(kernel.gammas), 60, seed=2) / 60
+    value, gradient = squared_mmd_and_gradient(fake, landmarks, alpha, kernel, block=128)
+    single = squared_mmd_and_gradient(fake.float(), landmarks.float(), alpha.float(), kernel, block=128)
+    assert single[0].item() == pytest.approx(value.item(), rel=1e-6, abs=1e-6)
     assert (single[1] - gradient).norm() < 1e-5 * gradient.norm()
 
 
 def test_order_of_the_rows_does_not_matter():
-    gammas = gammas_of(LADDER)
+    kernel = ladder(LADDER)
     fake, landmarks, alpha = draw(50, 6), draw(11, 6, seed=1), draw(4, 11, seed=2)
-    value, gradient = gaussian_mmd_and_gradient(fake, landmarks, alpha, gammas, block=8)
+    value, gradient = squared_mmd_and_gradient(fake, landmarks, alpha, kernel, block=8)
     order = torch.randperm(50, generator=torch.Generator().manual_seed(3))
-    shuffled = gaussian_mmd_and_gradient(fake[order], landmarks, alpha, gammas, block=8)
+    shuffled = squared_mmd_and_gradient(fake[order], landmarks, alpha, kernel, block=8)
     torch.testing.assert_close(shuffled[0], value)
     torch.testing.assert_close(shuffled[1], gradient[order])
 
 
 def test_without_a_gradient_only_the_value_is_computed():
     fake, landmarks, alpha = draw(10, 3), draw(4, 3, seed=1), draw(1, 4, seed=2)
-    value, gradient = gaussian_mmd_and_gradient(fake, landmarks, alpha, (0.1,), gradient=False)
+    value, gradient = squared_mmd_and_gradient(fake, landmarks, alpha, Gaussian([0.1]), gradient=False)
     assert gradient is None
-    assert not gaussian_mmd(fake, landmarks, alpha, (0.1,)).requires_grad
-    torch.testing.assert_close(value, naive_mmd(fake, landmarks, alpha, (0.1,)))
+    assert not squared_mmd(fake, landmarks, alpha, Gaussian([0.1])).requires_grad
+    torch.testing.assert_close(value, naive_mmd(fake, landmarks, alpha, Gaussian([0.1])))
 
 
 def test_the_gradient_scales_with_what_follows_and_survives_a_second_backward():
     fake, landmarks, alpha = draw(10, 3).requires_grad_(), draw(4, 3, seed=1), draw(1, 4, seed=2)
-    value = gaussian_mmd(fake, landmarks, alpha, (0.1,))
+    value = squared_mmd(fake, landmarks, alpha, Gaussian([0.1]))
     once = torch.autograd.grad(value, fake, retain_graph=True)[0]
     twice = torch.autograd.grad(2 * value, fake)[0]
     torch.testing.assert_close(twice, 2 * once)
@@ -93,15 +142,16 @@ def test_the_gradient_scales_with_what_follows_and_survives_a_second_backward():
 
 def test_far_rows_neither_overflow_nor_turn_nan():
     fake = torch.cat([draw(20, 5), 1e6 + draw(20, 5, seed=1)]).float()
-    value, gradient = gaussian_mmd_and_gradient(fake, draw(4, 5).float(), torch.ones(4, 4) / 4, gammas_of(LADDER))
+    value, gradient = squared_mmd_and_gradient(fake, draw(4, 5).float(), torch.ones(4, 4) / 4, ladder(LADDER))
     assert torch.isfinite(value)
     assert torch.isfinite(gradient).all()
 
 
-def test_mean_kernel_is_the_mean_of_the_matrix():
+@each_kernel
+def test_mean_kernel_is_the_mean_of_the_matrix(kernel):
     x = draw(30, 4)
-    expected = sum(torch.exp(-gamma * torch.cdist(x, x).square()).mean() for gamma in gammas_of(UNEVEN)) / 3
-    torch.testing.assert_close(mean_kernel(x, gammas_of(UNEVEN), block=7), expected)
+    expected = torch.stack([formula(kernel, gamma, x, x).mean() for gamma in kernel.gammas]).mean()
+    torch.testing.assert_close(mean_kernel(x, kernel, block=7), expected)
 
 
 def test_median_distance_is_the_median_over_pairs():
@@ -112,26 +162,52 @@ def test_median_distance_is_the_median_over_pairs():
         median_distance(x[:1])
 
 
-def test_coefficients_solve_the_system():
+@each_kernel
+def test_coefficients_solve_the_system(kernel):
     landmarks, rows = draw(12, 3), draw(40, 3, seed=1)
-    gammas = gammas_of((0.3, 1.0))
-    means = kernel_means(landmarks, rows.split(7), gammas)
-    alpha = nystrom_coefficients(landmarks, means, gammas)
-    for b, gamma in enumerate(gammas):
-        torch.testing.assert_close(means[b], torch.exp(-gamma * torch.cdist(landmarks, rows).square()).mean(dim=1))
-        gram = torch.exp(-gamma * torch.cdist(landmarks, landmarks).square()) + 1e-6 * torch.eye(12)
-        torch.testing.assert_close(gram @ alpha[b], means[b])
+    means = kernel_means(landmarks, rows.split(7), kernel)
+    alpha, offset = nystrom_coefficients(landmarks, means, kernel, ridge=1e-9)
+    for b, gamma in enumerate(kernel.gammas):
+        torch.testing.assert_close(means[b], formula(kernel, gamma, landmarks, rows).mean(dim=1))
+        seen = formula(kernel, gamma, landmarks, landmarks) @ alpha[b] + offset[b]
+        torch.testing.assert_close(seen, means[b], atol=1e-6, rtol=1e-6)
+    if kernel.definite:
+        assert not offset.any()
+    else:
+        assert alpha.sum().item() == pytest.approx(1)
 
 
-def test_coinciding_landmarks_share_their_coefficient():
+@each_kernel
+def test_the_mean_embedding_of_the_landmarks_themselves(kernel):
+    rows = draw(25, 3)
+    alpha, offset = nystrom_coefficients(rows, kernel_means(rows, [rows], kernel), kernel, ridge=1e-12)
+    torch.testing.assert_close(alpha, torch.full_like(alpha, 1 / 25), rtol=1e-3, atol=0)
+    torch.testing.assert_close(offset, torch.zeros_like(offset), rtol=0, atol=1e-9)
+
+
+@each_kernel
+def test_coinciding_landmarks_share_their_coefficient(kernel):
     landmarks = draw(6, 3).repeat(2, 1)
-    alpha = nystrom_coefficients(landmarks, kernel_means(landmarks, [draw(40, 3, seed=1)], (0.1,)), (0.1,))
-    torch.testing.assert_close(alpha[0, :6], alpha[0, 6:], rtol=1e-4, atol=1e-6)
+    alpha, _ = nystrom_coefficients(landmarks, kernel_means(landmarks, [draw(40, 3, seed=1)], kernel), kernel)
+    torch.testing.assert_close(alpha[:, :6], alpha[:, 6:], rtol=1e-4, atol=1e-6)
 
 
-def test_fourier_features_estimate_the_kernel():
-    x, count = draw(8, 3, dtype=torch.float32), 20_000
-    frequencies = torch.randn(3, count, generator=generator_for("w")) / 2.0
-    phases = 2 * math.pi * torch.rand(count, generator=generator_for("p"))
-    features = fourier_features(x, frequencies, phases, count)
-    assert (features @ features.T - torch.exp(-torch.cdist(x, x).square() / 8)).abs().max() < 0.03
+@pytest.mark.parametrize("kernel", [ladder((2.0, 0.7)), InverseMultiquadric(gammas_of((2.0, 0.7)))], ids=["g", "imq"])
+def test_fourier_features_estimate_the_kernel(kernel):
+    x, count = draw(8, 3), 20_000
+    frequencies = kernel.frequencies(3, count, generator_for("w")).double()
+    phases = 2 * math.pi * torch.rand(2 * count, generator=generator_for("p")).double()
+    for b, features in enumerate(fourier_features(x, frequencies, phases, count).split(count, dim=1)):
+        assert (features @ features.T - formula(kernel, kernel.gammas[b], x, x)).abs().max() < 0.03
+
+
+@pytest.mark.parametrize("kernel", [Laplace([0.1]), Energy()])
+def test_a_kernel_without_usable_frequencies_says_so(kernel):
+    with pytest.raises(ValueError, match="no random frequencies"):
+        kernel.frequencies(3, 5, generator_for(0))
+
+
+@pytest.mark.parametrize("gammas", [[], [0.0], [1.0, math.inf], [math.nan]])
+def test_bandwidths_must_be_positive_and_finite(gammas):
+    with pytest.raises(ValueError, match="each positive and finite"):
+        Gaussian(gammas)

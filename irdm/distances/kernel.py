@@ -1,0 +1,96 @@
+"""What the distances with a kernel have in common: its shape, its bandwidths, and the squared MMD through it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+import torch
+from annotated_types import MinLen
+from pydantic import PositiveFloat, PositiveInt, field_validator
+from torch import Tensor
+
+from irdm.distances.base import Distance, DistanceConfig
+from irdm.ops.kernels import mean_kernel, squared_mmd
+from irdm.ops.radial import KERNELS, Energy, RadialKernel
+from irdm.ops.rows import Rows, sample_rows
+from irdm.ops.sampling import generator_for
+
+
+class KernelConfig(DistanceConfig):
+    """Which kernel, at which bandwidths."""
+
+    kernel: Literal["gaussian", "laplace", "imq", "energy"] = "gaussian"
+    """exp(-r^2 / (2 sigma^2)), exp(-r / sigma), (1 + r^2 / (2 sigma^2))^(-1/2), or -r, which has no bandwidth."""
+
+    scale: PositiveFloat = 1.0
+    """Factor on the median distance that gives the bandwidth sigma; below 1 is a cold, sharper kernel."""
+
+    bandwidths: Annotated[tuple[PositiveFloat, ...], MinLen(1)] = (1.0,)
+    """Multiples of sigma; the kernels are averaged. For the Gaussian, ratios of 2 cost one exponential for all."""
+
+    @field_validator("bandwidths")
+    @classmethod
+    def _energy_has_none(cls, bandwidths: tuple[float, ...], info: Any) -> tuple[float, ...]:
+        if info.data.get("kernel") == "energy" and bandwidths != (1.0,):
+            raise ValueError("the energy kernel has no bandwidth; set this to 1, or take another kernel")
+        return bandwidths
+
+    def at(self, sigma: float) -> RadialKernel:
+        """The kernel at the bandwidths h sigma."""
+        if self.kernel == "energy":
+            return Energy()
+        return KERNELS[self.kernel]([1 / (2 * (multiple * sigma) ** 2) for multiple in self.bandwidths])
+
+
+class MMDConfig(KernelConfig):
+    """What the MMDs with an exact repulsion have in common."""
+
+    repulsion: Literal["biased", "unbiased"] = "biased"
+    """Mean kernel over all n^2 pairs of generated rows, or without the n pairs of a row with itself, over n (n - 1)."""
+
+    constant_rows: PositiveInt = 100_000
+    """Random real rows for the constant term, the mean kernel of the real data with itself."""
+
+
+K = TypeVar("K", bound=KernelConfig)
+M = TypeVar("M", bound=MMDConfig)
+
+
+class KernelDistance(Distance[K]):
+    """A distance whose bandwidth sigma, `scale` times the median distance, is that of a kernel."""
+
+    @property
+    def kernel(self) -> RadialKernel:
+        """The kernel at the bandwidths of the reference."""
+        return self.config.at(float(self.sigma))
+
+    def _needs_bandwidth(self) -> bool:
+        return self.config.kernel != "energy"
+
+    def _bandwidth(self, rows: Tensor) -> float:
+        return self.config.scale * super()._bandwidth(rows)
+
+
+class MMD(KernelDistance[M]):
+    """L = mean k(g, g') - 2 mean_i k(g_i, Z) alpha + k_rr, averaged over bandwidths, whatever Z and alpha are.
+
+    Unbiased repulsion makes L an unbiased estimate, so that it dips below 0 near its minimum; with the biased one L
+    exceeds it by (k(x, x) - mean k(g, g')) / n. k_rr keeps its diagonal: the real rows are the population.
+    """
+
+    constant: Tensor
+
+    def _mean_kernel(self, real: Rows, seed: int) -> Tensor:
+        """k_rr, from at most `constant_rows` random rows."""
+        sample = sample_rows(real, self.config.constant_rows, generator_for(seed, "constant"))
+        return mean_kernel(sample, self.kernel)
+
+    def _squared_mmd(self, fake: Tensor, points: Tensor, alpha: Tensor) -> Tensor:
+        return squared_mmd(
+            fake,
+            points.to(fake),
+            alpha.to(fake),
+            self.kernel,
+            self.constant.to(torch.float64),
+            unbiased=self.config.repulsion == "unbiased",
+        )
