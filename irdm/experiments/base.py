@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from irdm.metrics import EvaluationConfig
 from irdm.presets import RunConfig, digits
@@ -61,6 +61,7 @@ class Claim:
     holds: bool
 
 
+@runtime_checkable
 class Cell(Protocol):
     """One training run of a study. `key` says what is computed, so that a resumed study trusts a finished cell."""
 

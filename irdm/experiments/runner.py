@@ -10,7 +10,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -75,20 +75,31 @@ def run_study(
 
 
 def _run_all(todo: list, found: dict, total: int, workers: int, progress: Callable[[str], None]) -> None:
+    """Run the cells of `todo`, in this process or in several, and put their rows into `found`."""
     began, before = time.monotonic(), len(found)
+
+    def done(name: str, seed: int, rows: dict) -> None:
+        found[name, seed] = rows
+        spent = time.monotonic() - began
+        left = spent / (len(found) - before) * (total - len(found))
+        progress(f"[{len(found)}/{total}] {name}, seed {seed}   {spent:.0f} s, about {left:.0f} s left")
+
+    if workers == 1:
+        threads = torch.get_num_threads()
+        _one_thread()
+        try:
+            for name, cell, folder, seed in todo:
+                done(name, seed, run_cell(name, cell, folder, seed))
+        finally:
+            torch.set_num_threads(threads)
+        return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(todo)), mp_context=context, initializer=_one_thread) as pool:
-        running: dict[Future, tuple[str, int]] = {
-            pool.submit(run_cell, name, cell, folder, seed): (name, seed) for name, cell, folder, seed in todo
-        }
+        running = {pool.submit(run_cell, *job): (job[0], job[3]) for job in todo}
         try:
             while running:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    name, seed = running.pop(future)
-                    found[name, seed] = future.result()
-                    spent = time.monotonic() - began
-                    left = spent / (len(found) - before) * (total - len(found))
-                    progress(f"[{len(found)}/{total}] {name}, seed {seed}   {spent:.0f} s, about {left:.0f} s left")
+                    done(*running.pop(future), future.result())
         except BaseException:
             for future in running:
                 future.cancel()

@@ -1,0 +1,152 @@
+"""A study: resumed, refused, summarised, recorded."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+from irdm.experiments import EXPERIMENTS, run_study
+from irdm.experiments.base import Claim, Study, Values
+from irdm.experiments.page import record, write_page
+
+
+@dataclass(frozen=True)
+class Counting:
+    """A cell that counts how often it ran."""
+
+    offset: float
+    fails: bool = False
+
+    @property
+    def key(self) -> str:
+        return json.dumps(self.offset)
+
+    def run(self, name, out, seed):
+        if self.fails:
+            raise ValueError(f"cell {name} broke")
+        out.mkdir(parents=True, exist_ok=True)
+        runs = out / "runs"
+        runs.write_text((runs.read_text() if runs.exists() else "") + "x")
+        print("words for the log")
+        return {name: {"value": self.offset + seed, "steps": 7.0}, f"{name}, again": {"value": 1.0}}
+
+
+def figure(table, folder):
+    assert (folder("a", 0) / "runs").exists()
+    fig = Figure()
+    fig.subplots().plot([table["a"]["value"].mean, 1])
+    return fig
+
+
+def claims(table):
+    a, b = table["a"]["value"], table["b"]["value"]
+    return [Claim("b is above a", "yes, by 10", f"{a} and {b}", b.mean > a.mean)]
+
+
+def study(**changes) -> Study:
+    cells = {"a": Counting(0.0), "b": Counting(10.0)}
+    base = Study("toy", "a toy", "Why?", {"value": "value", "steps": "steps"}, lambda scale: cells, figure, claims)
+    return replace(base, **changes)
+
+
+def test_rows_gather_seeds_and_a_finished_cell_is_not_run_again(tmp_path):
+    lines: list[str] = []
+    first = run_study(study(), tmp_path, seeds=(0, 2), workers=2, progress=lines.append)
+    assert first["rows"]["b"] == {"value": [10.0, 12.0], "steps": [7.0, 7.0]}
+    assert first["rows"]["a, again"] == {"value": [1.0, 1.0]}
+    assert first["claims"][0]["holds"]
+    assert first["claims"][0]["ours"] == "1.000 ± 1.414 and 11.0 ± 1.4"
+    assert any("[4/4]" in line and "left" in line for line in lines)
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "cells" / "a" / "seed-0.log").read_text() == "words for the log\n"
+    again = run_study(study(), tmp_path, seeds=(0, 2, 3), workers=1, progress=lines.append)
+    assert again["rows"]["a"]["value"] == [0.0, 2.0, 3.0]
+    counts = [(tmp_path / "cells" / "a" / f"seed-{seed}" / "runs").read_text() for seed in (0, 2, 3)]
+    assert counts == ["x", "x", "x"]
+
+
+def test_what_finished_before_a_failure_is_kept(tmp_path):
+    broken = {"a": Counting(0.0), "b": Counting(10.0, fails=True)}
+    with pytest.raises(ValueError, match="cell b broke"):
+        run_study(study(cells=lambda scale: broken), tmp_path, seeds=(0,), workers=1, progress=lambda line: None)
+    result = run_study(study(), tmp_path, seeds=(0,), workers=1, progress=lambda line: None)
+    assert (tmp_path / "cells" / "a" / "seed-0" / "runs").read_text() == "x"
+    assert result["rows"]["b"]["value"] == [10.0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"scale": 0.0}, "The scale is 0.0"),
+        ({"scale": 1.5}, "at most 1"),
+        ({"seeds": (1, 1)}, "each once"),
+        ({"seeds": ()}, "at least one"),
+    ],
+)
+def test_bad_arguments(tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        run_study(study(), tmp_path, **arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_cells_of_another_configuration_are_refused(tmp_path):
+    run_study(study(), tmp_path, seeds=(0,), workers=1, progress=lambda line: None)
+    other = study(cells=lambda scale: {"a": Counting(5.0), "b": Counting(10.0)})
+    with pytest.raises(ValueError, match="another configuration"):
+        run_study(other, tmp_path, seeds=(0,), progress=lambda line: None)
+
+
+def test_the_page_shows_what_was_recorded(tmp_path):
+    out, docs = tmp_path / "out", tmp_path / "docs"
+    run_study(study(), out, seeds=(0, 1), workers=1, command="irdm experiment toy", progress=lambda line: None)
+    page = record(study(), out, docs, {"toy": study()}).read_text()
+    assert "## toy: Why?" in page and "| b | 10.5 ± 0.7 | 7.000 ± 0.000 |" in page
+    assert "| a, again | 1.000 ± 0.000 | - |" in page
+    assert "| b is above a | yes, by 10 |" in page and "`irdm experiment toy`, seeds 0, 1" in page
+    assert (docs / "results" / "toy.png").read_bytes() == (out / "figure.png").read_bytes()
+    body = json.loads((docs / "results" / "toy.json").read_text())
+    body["claims"][0]["holds"] = False
+    (docs / "results" / "toy.json").write_text(json.dumps(body))
+    assert "**no**" in write_page(docs, {"toy": study()}).read_text()
+
+
+def test_a_reduced_study_is_not_recorded(tmp_path):
+    run_study(study(), tmp_path / "out", seeds=(0,), scale=0.5, workers=1, progress=lambda line: None)
+    with pytest.raises(ValueError, match="only the full study"):
+        record(study(), tmp_path / "out", tmp_path / "docs", {"toy": study()})
+    assert not (tmp_path / "docs").exists()
+
+
+def test_numbers_are_shown_with_their_spread():
+    assert str(Values((1.0, 2.0, 3.0))) == "2.000 ± 1.000"
+    assert str(Values((0.5,))) == "0.500"
+    assert str(Values((100.0, 300.0))) == "200 ± 141"
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_study_can_be_built_and_its_page_is_current(name):
+    whole, part = EXPERIMENTS[name].cells(1.0), EXPERIMENTS[name].cells(0.1)
+    assert whole.keys() == part.keys()
+    assert all(whole[cell].key != part[cell].key for cell in whole), "the scale has to change every cell"
+    docs = Path(__file__).parents[2] / "docs"
+    body = json.loads((docs / "results" / f"{name}.json").read_text())
+    assert body["scale"] == 1 and len(body["seeds"]) >= 3
+    assert all(set(EXPERIMENTS[name].columns) & set(numbers) for numbers in body["rows"].values())
+    assert {claim["text"] for claim in body["claims"]} == {
+        claim.text
+        for claim in EXPERIMENTS[name].claims(
+            {row: {c: Values(tuple(v)) for c, v in numbers.items()} for row, numbers in body["rows"].items()}
+        )
+    }
+
+
+def test_the_results_page_is_written_from_the_recorded_results(tmp_path):
+    docs = Path(__file__).parents[2] / "docs"
+    (tmp_path / "results").mkdir()
+    for path in (docs / "results").glob("*.json"):
+        (tmp_path / "results" / path.name).write_bytes(path.read_bytes())
+    assert write_page(tmp_path, EXPERIMENTS).read_text() == (docs / "results.md").read_text()
