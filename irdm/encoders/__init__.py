@@ -9,8 +9,17 @@ from pydantic import Field
 from irdm.encoders.base import Battery, Encoder
 from irdm.encoders.identity import IdentityBatteryConfig
 from irdm.encoders.local import LocalBatteryConfig
+from irdm.encoders.panel import PanelBatteryConfig
 
-BATTERIES = {"local": LocalBatteryConfig, "identity": IdentityBatteryConfig}
-AnyBattery = Annotated[LocalBatteryConfig | IdentityBatteryConfig, Field(discriminator="kind")]
+BATTERIES = {"local": LocalBatteryConfig, "identity": IdentityBatteryConfig, "panel": PanelBatteryConfig}
+AnyBattery = Annotated[LocalBatteryConfig | IdentityBatteryConfig | PanelBatteryConfig, Field(discriminator="kind")]
 
-__all__ = ["BATTERIES", "AnyBattery", "Battery", "Encoder", "IdentityBatteryConfig", "LocalBatteryConfig"]
+__all__ = [
+    "BATTERIES",
+    "AnyBattery",
+    "Battery",
+    "Encoder",
+    "IdentityBatteryConfig",
+    "LocalBatteryConfig",
+    "PanelBatteryConfig",
+]
