@@ -6,11 +6,15 @@ written under a temporary name and renamed, so a killed process leaves the last 
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
+import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +33,40 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Hold the directory `path`, made if need be, as its only builder. The system lets go when the process dies.
+
+    Raises ValueError naming the process that holds it now.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    with open(path / ".lock", "a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise ValueError(
+                f"{path} is being built by {lock.read().strip() or 'another process'}. Wait until that has finished; "
+                "the same command then finds the result there."
+            ) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {platform.node()}")
+        lock.flush()
+        yield
+
+
+@contextmanager
+def resumable(path: Path) -> Iterator[None]:
+    """Say of a disk that is full, while `path` is built, that what is finished stays."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "repeat the command" in str(error):
+            raise
+        message = f"{error.strerror}: {path} could not be finished. What is finished is kept: make room and repeat the"
+        raise OSError(error.errno, f"{message} command to go on.") from error
 
 
 @dataclass(frozen=True)

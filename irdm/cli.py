@@ -1,4 +1,4 @@
-"""The command line: train, eval, sample, report, check. Everything heavy is imported by the command that needs it."""
+"""The command line. Everything heavy is imported by the command that needs it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,14 @@ irdm {version}: one-step image generators by Representation Distribution Matchin
 
   irdm train PRESET [--field value ...]   train, evaluate, write a report; the same command again resumes
   irdm eval RUN                           judge a run again and rewrite its result.json and report
+  irdm eval SOURCE --reference REF        judge a run, a folder or an archive of images against a reference
+  irdm reference build|show NAME          real images under every encoder: what training and eval compare with
+  irdm compare A B                        the paired difference of two evaluations, with its interval
   irdm sample RUN                         draw images: a picture, files or arrays
   irdm report RUN                         write RUN/report.html from what the run directory holds
   irdm check PRESET                       what a preset needs, and whether it is there
+  irdm encoders list|check|fetch [NAME]   the weights of the pretrained encoders
+  irdm experiment NAME                    repeat a study of the paper at small scale; --list names them
 
 Presets:
 {presets}
@@ -125,10 +130,15 @@ def check(argv: Sequence[str]) -> int:
 
 def evaluate(argv: Sequence[str]) -> int:
     """`irdm eval`."""
+    if any(word.partition("=")[0] == "--reference" for word in argv):
+        from irdm.commands.evaluate import main as evaluate_source
+
+        return evaluate_source(argv)
     parser = argparse.ArgumentParser(
         prog="irdm eval",
         description="Judge the averaged weights of a run against real images and rewrite its result.json, samples and "
-        "report.html. 1.00 is a fresh draw of real images.",
+        "report.html. 1.00 is a fresh draw of real images. With --reference REF it judges any images against a "
+        "reference instead; `irdm eval SOURCE --reference REF --help` says how.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help=RUN_HELP)
     run = parser.parse_args(argv).run
@@ -181,12 +191,69 @@ def report(argv: Sequence[str]) -> int:
     return 0
 
 
+def encoders(argv: Sequence[str]) -> int:
+    """`irdm encoders`."""
+    parser = argparse.ArgumentParser(
+        prog="irdm encoders",
+        description="The pretrained encoders of the panel and their weights. Needs pip install 'irdm[panel]'.",
+    )
+    parser.add_argument(
+        "action",
+        choices=("list", "check", "fetch"),
+        help="list: what there is, how large, under which licence, and whether it is here; check: compare every file "
+        "with its sha256; fetch: download what is missing and record its sha256, also for files copied here by hand",
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="encoders, such as mae dinov2 (default: all)")
+    parser.add_argument(
+        "--weights", type=Path, metavar="DIR", help="folder DIR/<encoder>/<file> (default: $IRDM_WEIGHTS, else a cache)"
+    )
+    given = parser.parse_args(argv)
+    from irdm.encoders.tool import check_encoders, fetch_encoders, list_encoders
+
+    if given.action == "list":
+        print("\n".join(list_encoders(given.names, given.weights)))
+    elif given.action == "fetch":
+        fetch_encoders(given.names, given.weights, say=print)
+    else:
+        missing = []
+        for name, there, text in check_encoders(given.names, given.weights):
+            print(f"{'ok' if there else 'MISSING':8} {name:15} {text}", flush=True)
+            missing += [] if there else [name]
+        return _fail(f"{len(missing)} without usable weights: {', '.join(missing)}", 1) if missing else 0
+    return 0
+
+
+def experiment(argv: Sequence[str]) -> int:
+    """`irdm experiment`."""
+    from irdm.experiments.command import main as run_experiment
+
+    return run_experiment(argv)
+
+
+def reference(argv: Sequence[str]) -> int:
+    """`irdm reference`."""
+    from irdm.commands.reference import main as run_reference
+
+    return run_reference(argv)
+
+
+def compare(argv: Sequence[str]) -> int:
+    """`irdm compare`."""
+    from irdm.commands.compare import main as run_compare
+
+    return run_compare(argv)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "eval": evaluate,
     "sample": sample,
     "report": report,
+    "reference": reference,
+    "compare": compare,
     "check": check,
+    "encoders": encoders,
+    "experiment": experiment,
 }
 
 

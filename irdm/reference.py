@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from irdm.data import Dataset
 from irdm.distances import AnyDistance, Distance
 from irdm.features import extract
+from irdm.ops.rows import Rows
 from irdm.ops.sampling import generator_for
 
 FLOOR_DRAWS = 8
@@ -29,6 +30,44 @@ def embed_labels(labels: Tensor, num_classes: int) -> Tensor:
     return nn.functional.one_hot(labels, num_classes).float()
 
 
+class LabelRows:
+    """tau of labels [n] as `irdm.ops.rows.Rows`: one-hot rows [n, num_classes], made as they are asked for."""
+
+    def __init__(self, labels: Tensor, num_classes: int):
+        self._labels = labels
+        self.shape = (len(labels), num_classes)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: slice | Tensor, /) -> Tensor:
+        return embed_labels(self._labels[index], self.shape[1])
+
+
+def fit_distance(
+    config: AnyDistance,
+    train: Rows,
+    val: Rows,
+    labels: tuple[Tensor, Tensor],
+    num_classes: int,
+    *,
+    joint: bool,
+    rollout: int,
+    seed: int,
+    device: str = "cpu",
+) -> tuple[Distance, float]:
+    """The distance fitted, streaming, on train rows [n, d] of one encoder, and its floor on val rows [m, d].
+
+    `labels` are those of train [n] and of val [m]. A floor is what data that is real, and not the training data, scores
+    at the batch size of training: the mean over 8 seeded draws of `rollout` held-out rows. With fewer held-out rows
+    than that it is extrapolated (`held_out_floor`).
+    """
+    distance = config.build().to(device)
+    distance.fit(train, LabelRows(labels[0], num_classes) if joint else None, seed=seed)
+    held_out, tau = val[0 : len(val)].to(device), embed_labels(labels[1], num_classes).to(device)
+    return distance, held_out_floor(distance, held_out, tau, rollout, joint=joint, seed=seed)
+
+
 def build_reference(
     config: AnyDistance,
     encoders: Mapping[str, nn.Module],
@@ -40,24 +79,23 @@ def build_reference(
     device: str = "cpu",
     micro_batch: int = 1024,
 ) -> Reference:
-    """Fit a distance for each encoder on the train split, and measure its floor on the val split.
-
-    A floor is what data that is real, and not the training data, scores at the batch size of training: the mean over 8
-    seeded draws of `rollout` held-out rows. With fewer held-out rows than that it is extrapolated (`held_out_floor`).
-    """
-    train, val = (
-        (
-            extract(encoders, split.images.to(device), micro_batch),
-            embed_labels(split.labels, dataset.num_classes).to(device),
-        )
-        for split in (dataset.train, dataset.val)
-    )
+    """`fit_distance` for each encoder, on the train and val splits of a dataset in memory."""
+    splits = (dataset.train, dataset.val)
+    train, val = (extract(encoders, split.images.to(device), micro_batch) for split in splits)
+    labels = (dataset.train.labels, dataset.val.labels)
     distances, floors = {}, {}
     for name in encoders:
-        distance = config.build().to(device)
-        distance.fit(train[0][name], train[1] if joint else None, seed=seed)
-        floor = held_out_floor(distance, val[0][name], val[1], rollout, joint=joint, seed=seed)
-        distances[name], floors[name] = distance, floor
+        distances[name], floors[name] = fit_distance(
+            config,
+            train[name],
+            val[name],
+            labels,
+            dataset.num_classes,
+            joint=joint,
+            rollout=rollout,
+            seed=seed,
+            device=device,
+        )
     return Reference(distances, floors)
 
 

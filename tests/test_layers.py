@@ -18,19 +18,22 @@ LAYERS = (
     {"encoders"},
     {"images", "features", "overrides"},
     {"store"},
+    {"judging"},
     {"controller", "reference"},
+    {"references"},
     {"objective"},
     {"gradcache"},
     {"presets"},
-    {"evaluate"},
+    {"evaluate", "compare"},
     {"report"},
     {"run"},
     {"check", "sample", "train"},
+    {"commands"},
     {"cli"},
     {"__main__"},
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
-TRAINING = {"distances", "reference", "objective", "controller", "gradcache", "train"}
+TRAINING = {"distances", "reference", "references", "objective", "controller", "gradcache", "train"}
 
 
 def part_of(path: Path) -> str:
@@ -79,7 +82,7 @@ def test_ops_stand_on_their_own():
     assert EDGES["ops"] <= {"config"}
 
 
-@pytest.mark.parametrize("start", ["metrics", "evaluate"])
+@pytest.mark.parametrize("start", ["metrics", "evaluate", "judging"])
 def test_evaluation_never_reaches_training(start):
     reached, todo = set(), [start]
     while todo:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -84,6 +84,22 @@ class LocalBatteryConfig(Config):
             say(f"read {len(encoders)} encoders from {path}")
         elif path:
             _write(path, battery.state_dict())
+        return battery
+
+    def restore(self, shape: tuple[int, int, int], num_classes: int, state: Mapping[str, Tensor]) -> Battery:
+        """The battery whose `state_dict` is given, which was fitted to images [n, *shape] of `num_classes` classes.
+
+        Raises ValueError when the state is that of another battery.
+        """
+        noise = torch.rand(64, *shape, generator=torch.Generator().manual_seed(0))  # only the shapes of layers are used
+        blank = Split(noise, torch.zeros(len(noise), dtype=torch.int64))
+        names = self.held_in + self.held_out
+        encoders = {name: _fit(name, self, blank, num_classes, fitted=True) for name in names}
+        battery = Battery(encoders, self.held_in, self.held_out)
+        try:
+            battery.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(f"The weights are not those of this local battery: {error}") from error
         return battery
 
 

@@ -36,13 +36,17 @@ def write_report(run_dir: Path) -> Path:
     Raises ValueError when the folder is not a run directory or holds a broken file (see `irdm.report.read.read_run`).
     """
     run = read_run(Path(run_dir))
+    path = run.folder / "report.html"
+    write_atomic(path, render("template.html", _context(run)))
+    return path
+
+
+def render(template: str, context: dict[str, Any]) -> str:
+    """A page of this folder, with the filters that its templates use."""
     loader = PackageLoader("irdm.report", ".")
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"number": number, "ratio": ratio, "percent": percent, "duration": duration}
-    html = environment.get_template("template.html").render(_context(run))
-    path = run.folder / "report.html"
-    write_atomic(path, html)
-    return path
+    return environment.get_template(template).render(context)
 
 
 def percent(value: float | None) -> str:
@@ -74,8 +78,8 @@ def _context(run: Run) -> dict[str, Any]:
         "config": json.dumps(run.config, indent=2, ensure_ascii=False),
         "sizes": run.reference.get("sizes", {}),
         "held_out": run.reference.get("held_out", []),
-        "ruler": _ruler(result),
-        "bars": _bars(result),
+        "ruler": score_ruler(result),
+        "bars": score_bars(result),
         "figures": _key_figures(result) if result else [],
         "seconds": _seconds(result.get("seconds") or {}),
         "gallery": _gallery(run.samples),
@@ -85,7 +89,7 @@ def _context(run: Run) -> dict[str, Any]:
     }
 
 
-def _ruler(result: dict) -> Any:
+def score_ruler(result: dict) -> Any:
     score, unseen = result.get("sw_ratio") or {}, result.get("sw_ratio_unseen") or {}
     rows = [
         ("All encoders", score.get("mean"), "all", score.get("ci95")),
@@ -101,7 +105,7 @@ def _ruler(result: dict) -> Any:
     return ruler(marks, f"Distance to real data on a logarithmic axis, real = 1.00: {spoken}.")
 
 
-def _bars(result: dict) -> Any:
+def score_bars(result: dict) -> Any:
     rows = (result.get("sw_ratio") or {}).get("per_encoder") or {}
     unseen = (result.get("sw_ratio_unseen") or {}).get("per_encoder") or {}
     marks = [
@@ -152,7 +156,7 @@ def _uri(array: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(png_bytes(np.ascontiguousarray(array))).decode()
 
 
-def _uris(images: np.ndarray, side: int) -> list[str]:
+def image_uris(images: np.ndarray, side: int) -> list[str]:
     return [_uri(image) for image in _fit(images, side)] if len(images) else []
 
 
@@ -179,7 +183,7 @@ def _gallery(samples: dict[str, np.ndarray]) -> dict[str, Any] | None:
     for label in chosen:
         fake = samples["generated"][samples["generated_labels"] == label][:each]
         real = samples["real"][samples["real_labels"] == label][:each]
-        rows.append({"label": str(label), "fake": _uris(fake, side), "real": _uris(real, side)})
+        rows.append({"label": str(label), "fake": image_uris(fake, side), "real": image_uris(real, side)})
     return {"rows": rows, "shown": len(chosen), "classes": len(labels), "each": each}
 
 
@@ -196,8 +200,8 @@ def _pairs(samples: dict[str, np.ndarray]) -> dict[str, Any] | None:
     def cards(rows: np.ndarray) -> list[dict[str, Any]]:
         return [
             {
-                "fake": _uris(samples["generated"][i : i + 1], side)[0],
-                "real": _uris(samples["neighbours"][i : i + 1], side)[0],
+                "fake": image_uris(samples["generated"][i : i + 1], side)[0],
+                "real": image_uris(samples["neighbours"][i : i + 1], side)[0],
                 "label": str(samples["generated_labels"][i]),
                 "distance": f"{distance[i]:.2f}",
             }
@@ -221,7 +225,7 @@ def _latest_grid(folder: Path) -> dict[str, Any] | None:
             picture = np.asarray(file.convert("RGB"))
     except OSError as error:
         raise ValueError(f"{grids[-1]} cannot be read ({error}). Delete it; the run writes a new one.") from None
-    return {"src": _uris(picture[None], 900)[0], "name": grids[-1].stem}
+    return {"src": image_uris(picture[None], 900)[0], "name": grids[-1].stem}
 
 
 def _curves(run: Run) -> dict[str, Any]:
