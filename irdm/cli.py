@@ -225,7 +225,7 @@ def encoders(argv: Sequence[str]) -> int:
 
 def experiment(argv: Sequence[str]) -> int:
     """`irdm experiment`."""
-    from irdm.experiments.command import main as run_experiment
+    from irdm.commands.experiment import main as run_experiment
 
     return run_experiment(argv)
 

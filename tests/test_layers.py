@@ -28,6 +28,7 @@ LAYERS = (
     {"report"},
     {"run"},
     {"check", "sample", "train"},
+    {"experiments"},
     {"commands"},
     {"cli"},
     {"__main__"},

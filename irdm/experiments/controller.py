@@ -47,16 +47,21 @@ def claims(table: Table) -> list[Claim]:
         ours = f"{gated} against {other}"
         paper = "the controller is part of the ImageNet recipe; text to image uses uniform weights"
         found.append(Claim(text, paper, ours, gated.mean <= other.mean + other.spread))
-    return found
+    gated_cost, uniform_cost = table[GATED]["core_seconds"], table[UNIFORM]["core_seconds"]
+    text = "Encoders at their floor are not run again, which saves time"
+    ours = f"{gated_cost} core-seconds against {uniform_cost} of a budget of {SECONDS:.0f}"
+    return [*found, Claim(text, "not reported", ours, gated_cost.mean < uniform_cost.mean)]
 
 
 STUDY = Study(
     name="controller",
     title="the gated controller against uniform weights and against none, on digits",
     question="Does the balance of the battery matter?",
-    columns=SCORE_COLUMNS | {"steps": "steps"},
+    columns=SCORE_COLUMNS | {"steps": "steps", "core_seconds": "core-seconds"},
     cells=cells,
     figure=figure,
     claims=claims,
-    notes=f"{SECONDS:.0f} core-seconds of training a run; an encoder with weight 0 costs no gradient, so steps differ.",
+    notes=f"{SECONDS:.0f} core-seconds of training a run. The gate stops at the score of fresh real images, so a gated "
+    "run stays near 1 where the others go on below it, towards the training images. This battery, six small encoders "
+    "of one width fitted on the same images, is nearly in balance by itself.",
 )
