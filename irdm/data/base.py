@@ -6,8 +6,9 @@ Letters: n rows, c channels, h height, w width.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float32, Int64
@@ -17,20 +18,41 @@ from torch import Tensor
 from irdm.config import Config
 
 
-@dataclass(frozen=True)
 class Split:
-    """Labelled images: `images` float32 [n, c, h, w] in [0, 1], `labels` int64 [n]. The order of rows is random."""
+    """Labelled images: `images` float32 [n, c, h, w] in [0, 1], `labels` int64 [n]. The order of rows is random.
+
+    `image_shape`, `labels`, `len` and `take` are cheap whatever the size; `images` is all of them, in memory.
+    """
 
     images: Float32[Tensor, "n c h w"]
     labels: Int64[Tensor, " n"]
 
+    def __init__(self, images: Float32[Tensor, "n c h w"], labels: Int64[Tensor, " n"]):
+        self.images, self.labels = images, labels
+
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        _, c, h, w = self.images.shape
+        return c, h, w
+
+    def take(self, rows: Int64[Tensor, " k"]) -> Split:
+        """Some rows, in memory."""
+        return Split(self.images[rows], self.labels[rows])
+
+    def content(self) -> Iterator[bytes]:
+        """What a fingerprint is made of: every image and label, in order."""
+        for tensor in (self.images, self.labels):
+            yield f"{tensor.dtype} {tuple(tensor.shape)} ".encode()
+            yield tensor.numpy().tobytes()
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Three splits with the same classes. `fingerprint` is the sha256 of every image and label, in order."""
+    """Three splits with the same classes."""
 
     name: str
     train: Split
@@ -38,13 +60,20 @@ class Dataset:
     test: Split
     num_classes: int
     class_names: tuple[str, ...]
-    fingerprint: str
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width)."""
-        _, c, h, w = self.train.images.shape
-        return c, h, w
+        return self.train.image_shape
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of every image and label of train, val and test, in order; reads all of them once."""
+        digest = hashlib.sha256()
+        for part in (self.train, self.val, self.test):
+            for piece in part.content():
+                digest.update(piece)
+        return digest.hexdigest()
 
 
 class SplitConfig(Config):
@@ -65,7 +94,16 @@ def split_dataset(
     class_names: tuple[str, ...],
     config: SplitConfig,
 ) -> Dataset:
-    """Divide labelled images into shuffled train, val and test splits, each with every class in the same proportion.
+    """Divide labelled images by `split_rows`. Raises ValueError as it does."""
+    rows = split_rows(name, labels, class_names, config)
+    splits = {part: Split(images[chosen].contiguous(), labels[chosen].contiguous()) for part, chosen in rows.items()}
+    return Dataset(name, **splits, num_classes=len(class_names), class_names=class_names)
+
+
+def split_rows(
+    name: str, labels: Int64[Tensor, " n"], class_names: tuple[str, ...], config: SplitConfig
+) -> dict[str, Int64[Tensor, " k"]]:
+    """Shuffled row numbers of train, val and test, each with every class in the same proportion.
 
     Raises ValueError when a class has too few rows to appear in all three.
     """
@@ -86,18 +124,5 @@ def split_dataset(
     splits = {}
     for part, chunks in parts.items():
         rows = torch.cat(chunks)
-        rows = rows[torch.randperm(len(rows), generator=generator)]
-        splits[part] = Split(images[rows].contiguous(), labels[rows].contiguous())
-    return dataset_of(name, splits, class_names)
-
-
-def dataset_of(name: str, splits: Mapping[str, Split], class_names: tuple[str, ...]) -> Dataset:
-    """The dataset of the splits train, val and test, with its fingerprint."""
-    digest = hashlib.sha256()
-    for part in splits.values():
-        for tensor in (part.images, part.labels):
-            digest.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
-            digest.update(tensor.numpy().tobytes())
-    return Dataset(
-        name, **splits, num_classes=len(class_names), class_names=class_names, fingerprint=digest.hexdigest()
-    )
+        splits[part] = rows[torch.randperm(len(rows), generator=generator)]
+    return splits

@@ -1,11 +1,14 @@
 """The dataset kind `images`: folders of pictures as three labelled splits."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from irdm.data import ImagesConfig
+from irdm.data.sources import FolderSource
 
 RNG = np.random.default_rng(0)
 SHADE = {"cat": 40, "dog": 120, "eel": 200}  # every class has its own brightness, so that labels can be checked
@@ -93,5 +96,35 @@ def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds 1 picture"):
         ImagesConfig(train=train / "cat", val=single, size=8).build()
     (train / "dog" / "000.png").write_bytes(b"not a picture")
+    dataset = ImagesConfig(path=train).build()
     with pytest.raises(ValueError, match="dog/000.png"):
-        ImagesConfig(path=train).build()
+        [part.images for part in (dataset.train, dataset.val, dataset.test)]
+
+
+def test_pictures_are_read_when_they_are_asked_for(tmp_path, monkeypatch):
+    read = []
+    real = FolderSource.read
+    monkeypatch.setattr(FolderSource, "read", lambda self, row: (read.append(self.names[row]), real(self, row))[1])
+    dataset = ImagesConfig(path=write(tmp_path / "pets", 12), size=16).build()
+    assert dataset.image_shape == (3, 16, 16) and dataset.train.labels.bincount().tolist() == [8, 8, 8]
+    assert not read, "building, counting and the labels need no picture"
+
+    some = dataset.train.take(torch.tensor([5, 0, 5]))
+    assert len(read) == 3 and len(set(read)) == 2
+    assert torch.equal(some.images, dataset.train.images[[5, 0, 5]])
+    assert torch.equal(some.labels, dataset.train.labels[[5, 0, 5]])
+    assert len(read) == 3 + 24
+    assert dataset.train.images is dataset.train.images and len(read) == 27, "kept once they are there"
+
+
+def test_the_fingerprint_is_of_the_content(tmp_path):
+    config = ImagesConfig(path=write(tmp_path / "pets", 9), size=8)
+    first = config.build().fingerprint
+    file = tmp_path / "pets" / "dog" / "003.png"
+    time, data = file.stat().st_mtime_ns, file.read_bytes()
+    file.write_bytes(data[:-20] + bytes([data[-20] ^ 1]) + data[-19:])
+    os.utime(file, ns=(time, time))
+    assert config.build().fingerprint != first, "one bit, the same name, size and time"
+    file.write_bytes(data)
+    assert config.build().fingerprint == first
+    assert config.model_copy(update={"size": 9}).build().fingerprint != first
