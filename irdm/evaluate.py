@@ -5,6 +5,7 @@ Letters: n rows, c channels, h height, w width.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from irdm.data.base import Dataset, Split
 from irdm.encoders.base import Battery
 from irdm.features import extract
-from irdm.metrics import METRICS, EvaluationConfig, Real, Sample
+from irdm.metrics import DIRECTIONS, METRICS, EvaluationConfig, Real, Sample
 from irdm.metrics.base import MIN_ROWS, stratified_rows
 from irdm.metrics.neighbours import nearest_neighbours
 from irdm.metrics.sliced_wasserstein import SlicedBank
@@ -90,10 +91,32 @@ def evaluate(
     result: dict = {}
     for name, metric in METRICS.items():
         say(name)
-        result[name] = metric(generated, real, config)
+        result[name] = {"name": name, "direction": DIRECTIONS[name]} | metric(generated, real, config)
     splits = {name: len(getattr(real, name)) for name in ("train", "val", "test")}
     result["samples"] = {"generated": len(generated), "replicates": config.replicates, **splits}
+    result["protocol"] = _protocol(battery, dataset, config, result["samples"])
     return Evaluation(result, _gallery(generated, real, config.gallery_per_class))
+
+
+def _protocol(battery: Battery, dataset: Dataset, config: EvaluationConfig, samples: dict[str, int]) -> dict:
+    """What two results must share for `irdm.compare`: data, encoders with their weights, rows, settings and seeds."""
+    cosmetic = {"micro_batch", "quick_directions", "quick_rows", "gallery_per_class"}
+    return {
+        "reference": dataset.fingerprint,
+        "panel": {name: _digest(encoder) for name, encoder in battery.encoders.items()},
+        "held_out": sorted(battery.held_out),
+        "samples": samples,
+        "settings": config.model_dump(mode="json", exclude=cosmetic),
+    }
+
+
+def _digest(module: nn.Module) -> str:
+    """A hash of every weight and buffer, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 class QuickCheck:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from irdm.metrics.accuracy import label_accuracy
-from irdm.metrics.base import EvaluationConfig, Real, Sample
+from irdm.metrics.base import Direction, EvaluationConfig, Real, Sample
 from irdm.metrics.mmd import mmd_ratio
 from irdm.metrics.neighbours import nearest_neighbour_ratio
 from irdm.metrics.sliced_wasserstein import sw_ratio, sw_ratio_unseen
@@ -21,4 +21,12 @@ METRICS: dict[str, Callable[[Sample, Real, EvaluationConfig], dict]] = {
     "label_accuracy": label_accuracy,  # higher is better, up to the classifier's own on real images
 }
 
-__all__ = ["METRICS", "EvaluationConfig", "Real", "Sample"]
+DIRECTIONS: dict[str, Direction] = {
+    "sw_ratio": "lower",
+    "sw_ratio_unseen": "lower",
+    "mmd_ratio": "lower",
+    "nearest_neighbour_ratio": "real",
+    "label_accuracy": "higher",
+}
+
+__all__ = ["DIRECTIONS", "METRICS", "EvaluationConfig", "Real", "Sample"]

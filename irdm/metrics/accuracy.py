@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
 from irdm.metrics.base import EvaluationConfig, Real, Sample, stratified_rows
 from irdm.ops.sampling import generator_for
 
@@ -12,18 +16,25 @@ def label_accuracy(generated: Sample, real: Real, config: EvaluationConfig) -> d
     """Accuracy of a support vector machine on raw pixels, fit on real train images: an outsider to the battery.
 
     `real_test` is its accuracy on real test images: how far `generated` can be trusted. All three are null for data
-    of a single class, where there is nothing to ask for.
+    of a single class, where there is nothing to ask for. `replicates`: of each generated draw.
     """
     from sklearn.svm import SVC  # slow to import, and needed by this metric alone
 
     if len(real.train.labels.unique()) < 2:
-        return {"generated": None, "real_test": None, "classifier": None}
+        return {"generated": None, "real_test": None, "classifier": None, "replicates": None}
     count = min(len(real.train), config.classifier_rows)
     rows = stratified_rows(real.train.labels, count, generator_for("metrics", "accuracy", config.seed))
     images, labels = real.train.images[rows].flatten(1), real.train.labels[rows]
     classifier = SVC(C=10.0, kernel="rbf", gamma="scale").fit(images.numpy(), labels.numpy())
 
-    def accuracy(sample: Sample) -> float:
-        return float(classifier.score(sample.images.flatten(1).numpy(), sample.labels.numpy()))
+    def correct(sample: Sample) -> Float64[Tensor, " n"]:
+        found = classifier.predict(sample.images.flatten(1).numpy())
+        return (torch.from_numpy(found) == sample.labels).double()
 
-    return {"generated": accuracy(generated), "real_test": accuracy(real.test), "classifier": CLASSIFIER}
+    hits = correct(generated)
+    return {
+        "generated": hits.mean().item(),
+        "real_test": correct(real.test).mean().item(),
+        "classifier": CLASSIFIER,
+        "replicates": [draw.mean().item() for draw in hits.split(len(real.val))],
+    }

@@ -59,54 +59,59 @@ def frechet_distances(
         block: rows read at once.
 
     Returns:
-        `frechet_distance`: per encoder the value, its interval (jackknife over 10 folds of the generated rows; it is
-        about n rows, bias included), `rows`, `dimensions`, the `bias` b / n estimated by the same jackknife,
-        `reference_rows`, `real_control` with `control_rows`, and `warning`. Distances under different encoders have no
-        common scale, so their means are null. `frechet_ratio`: FD over that of the control, 1 is as good as real, with
-        means over encoders; only where the control has as many rows as were generated.
+        `frechet_distance`: per encoder the value, its interval (jackknife over 10 folds of the generated rows: about n
+        rows, bias included), the `bias` b / n estimated by the same jackknife, `dimensions`, `reference_rows`,
+        `warning` and, with a control, `real_control`. Distances under different encoders have no common scale, so their
+        means are null. `frechet_ratio`: FD over that of the control, 1 is as good as real, with means over encoders;
+        only where the control has as many rows as were generated. Both have `rows` {generated, control}.
 
     Raises:
         ValueError: naming an encoder that is missing, of another width, with fewer than 8 rows, or not finite.
     """
     names, missing = panel(list(reference), generated, partial)
+    rows = {"generated": len(generated[names[0]]), "control": 0}
     if control is not None:
         panel(names, control, False)
-    distances, ratios, rows, controls = {}, {}, {}, {}
+        rows["control"] = min(rows["generated"], len(control[names[0]]))
+    fold = folds(rows["generated"], seed)
+    distances, details, ratios = {}, {}, {}
     for name in names:
-        real, n = reference[name], len(generated[name])
+        real = reference[name]
         root, dim = symmetric_root(real.covariance), len(real.mean)
-        fold = folds(n, seed)
         check_table(name, generated[name], dim)
         picked = [Picked(generated[name], (fold == k).nonzero()[:, 0]) for k in range(int(fold.max()) + 1)]
-        parts = [Moments.of(finite_blocks(name, rows, block)) for rows in picked]
-        value = _distance(sum(parts[1:], parts[0]), real, root)
-        others = [[part for part in parts if part is not left_out] for left_out in parts]
-        without = torch.stack([_distance(sum(rest[1:], rest[0]), real, root) for rest in others])
+        parts = [Moments.of(finite_blocks(name, table, block)) for table in picked]
+        value = _distance(_merged(parts), real, root)
+        without = torch.stack(
+            [_distance(_merged([part for part in parts if part is not left_out]), real, root) for left_out in parts]
+        )
         distances[name] = jackknife(value.item(), without)
-        rows[name] = {
+        details[name] = {
             "name": NAMES.get(name, f"FD-{name}"),
-            "rows": n,
+            "bias": ((len(parts) - 1) * (without.mean() - value)).item(),
             "dimensions": dim,
             "reference_rows": real.count,
-            "bias": ((len(parts) - 1) * (without.mean() - value)).item(),
-            "warning": _warning(n, real.count, dim),
+            "warning": _warning(rows["generated"], real.count, dim),
         }
         if control is not None:
             check_table(name, control[name], dim)
-            fresh = Moments.of(finite_blocks(name, matched(control[name], n, seed), block))
-            controls[name] = _distance(fresh, real, root).item()
-            rows[name] |= {"real_control": controls[name], "control_rows": fresh.count}
-            if fresh.count == n:
-                ratios[name] = distances[name] / controls[name]
-    result = {"frechet_distance": panel_score("Frechet distance", "lower", distances, held_out, None, missing)}
-    means = ("mean", "held_in", "held_out", "ci95", "held_in_ci95", "held_out_ci95")
-    result["frechet_distance"] |= dict.fromkeys(means)
+            fresh = Moments.of(finite_blocks(name, matched(control[name], rows["generated"], seed), block))
+            details[name]["real_control"] = _distance(fresh, real, root).item()
+            ratios[name] = distances[name] / details[name]["real_control"]
+    score = panel_score("Frechet distance", "lower", distances, held_out, None, missing)
+    score |= dict.fromkeys(("mean", "held_in", "held_out", "ci95", "held_in_ci95", "held_out_ci95"))
     for name in names:
-        result["frechet_distance"]["per_encoder"][name] |= rows[name]
-    if len(ratios) == len(names):
+        score["per_encoder"][name] |= details[name]
+    result = {"frechet_distance": score | {"rows": rows}}
+    if rows["control"] == rows["generated"]:
         ones = dict.fromkeys(names, 1.0)
-        result["frechet_ratio"] = panel_score(f"FDr{len(names)}", "lower", ratios, held_out, ones, missing)
+        score = panel_score(f"FDr{len(names)}", "lower", ratios, held_out, ones, missing)
+        result["frechet_ratio"] = score | {"rows": rows}
     return result
+
+
+def _merged(parts: Sequence[Moments]) -> Moments:
+    return sum(parts[1:], parts[0])
 
 
 def _distance(sample: Moments, real: Moments, root: Float64[Tensor, "d d"]) -> Float64[Tensor, ""]:

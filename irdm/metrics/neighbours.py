@@ -10,6 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from irdm.metrics.base import EvaluationConfig, Real, Sample
+from irdm.metrics.intervals import jackknife
 from irdm.ops.rows import Rows, row_blocks
 
 
@@ -58,15 +59,22 @@ def _finite(rows: Tensor) -> Tensor:
 def nearest_neighbour_ratio(generated: Sample, real: Real, config: EvaluationConfig) -> dict:
     """Median pixel distance of generated images to train, over that of test images: copies score 0, fresh reals 1.
 
-    Raises ValueError when half of the test images are in train, where the ratio has no meaning.
+    The replicates are those of the jackknife over the generated draws. Raises ValueError when half of the test images
+    are in train, where the ratio has no meaning.
     """
     train = real.train.images.flatten(1)
-    medians = {
-        name: nearest_neighbours(sample.images.flatten(1), train)[0].median().item()
+    distances = {
+        name: nearest_neighbours(sample.images.flatten(1), train)[0]
         for name, sample in (("generated", generated), ("test", real.test))
     }
+    medians = {name: values.median().item() for name, values in distances.items()}
     if medians["test"] == 0:
         raise ValueError(
             "At least half of the test images are also training images: split the data without duplicates."
         )
-    return {"value": medians["generated"] / medians["test"], **medians}
+    value = medians["generated"] / medians["test"]
+    draws = distances["generated"].split(len(real.val))
+    rest = [torch.cat([draw for draw in draws if draw is not left_out]) for left_out in draws] if len(draws) > 1 else []
+    without = torch.tensor([values.median().item() / medians["test"] for values in rest], dtype=torch.float64)
+    replicates = jackknife(value, without).tolist() if rest else [value]
+    return {"value": value, **medians, "replicates": replicates}

@@ -1,4 +1,4 @@
-"""PickScore (Kirstain et al., 2023): how people would like an image for its prompt, by a CLIP-H trained on their choices.
+"""PickScore (Kirstain et al., 2023): how much people like an image for its prompt, by a CLIP-H taught on their choices.
 
     score = exp(logit scale) cos(image embedding, text embedding)
 
@@ -11,19 +11,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float, Float64
+from PIL import Image
 from torch import Tensor
 
 from irdm.metrics.base import MIN_ROWS
 from irdm.metrics.intervals import bootstrap_interval, fold_means, folds
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 MODEL = "yuvalkirstain/PickScore_v1"
 MODEL_REVISION = "a4e4367c6dfa7288a00c550414478f865b875800"
@@ -51,25 +50,27 @@ class PickScore:
             ValueError: when transformers or the files are not there.
         """
         try:
-            from transformers import AutoProcessor, CLIPModel  # slow to import, and an extra
+            transformers = import_module("transformers")  # slow to import, and an extra
         except ImportError as error:
             raise ValueError("PickScore needs the package transformers: pip install 'irdm[panel]'.") from error
-        places: list[tuple[str, str | None]] = [(MODEL, MODEL_REVISION), (PROCESSOR, PROCESSOR_REVISION)]
+        places = [(MODEL, MODEL_REVISION), (PROCESSOR, PROCESSOR_REVISION)]
         if folder is not None:
-            places = [(os.fspath(folder / part), None) for part in ("model", "processor")]
+            places = [(os.fspath(folder / part), "main") for part in ("model", "processor")]
         (weights, weights_revision), (files, files_revision) = places
         offline = folder is not None or not fetch
         try:
-            model = CLIPModel.from_pretrained(
-                weights, revision=weights_revision, local_files_only=offline, use_safetensors=True, dtype=torch.float32
+            model = transformers.CLIPModel.from_pretrained(
+                weights, revision=weights_revision, local_files_only=offline, use_safetensors=True
             )
-            processor = AutoProcessor.from_pretrained(files, revision=files_revision, local_files_only=offline)
+            processor = transformers.AutoProcessor.from_pretrained(
+                files, revision=files_revision, local_files_only=offline
+            )
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"PickScore cannot be loaded from {weights} and {files}: {error}\nGive a folder that holds both, or "
                 "fetch them where there is a network."
             ) from error
-        return cls(model.to(device), processor)
+        return cls(model.float().to(device), processor)
 
     @torch.no_grad()
     def scores(
@@ -111,9 +112,7 @@ def _embedding(output: Any) -> Float64[Tensor, "n d"]:
 
 def _rgb(picture: Image.Image) -> Image.Image:
     if picture.mode not in ("RGB", "L", "P", "RGBA", "CMYK", "LA"):
-        raise ValueError(
-            f"Got a picture of mode {picture.mode}, expected 8 bits a channel such as RGB: convert it first."
-        )
+        raise ValueError(f"Got a picture of mode {picture.mode}, expected 8 bits a channel, such as RGB.")
     return picture.convert("RGB")
 
 
@@ -127,8 +126,8 @@ def pickscore(scores: Float64[Tensor, " n"], real: Float64[Tensor, " n"] | None 
 def win_rate(ours: Float64[Tensor, " n"], theirs: Float64[Tensor, " n"], *, seed: int = 0) -> dict:
     """The share of prompts where our image scores above theirs, ties counting half; 0.5 is a draw.
 
-    Row i of both must be of one prompt and, for two generators, of one noise: the bootstrap draws pairs. Beside it, under
-    `difference`, the mean of the paired differences.
+    Row i of both must be of one prompt and, for two generators, of one noise: the bootstrap draws pairs. Beside it,
+    under `difference`, the mean of the paired differences.
 
     Raises ValueError for unequal numbers of rows, fewer than 8, NaN or infinity.
     """
