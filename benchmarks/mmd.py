@@ -86,18 +86,20 @@ def seconds(work: Callable[[], object], device: str, clock: Callable[[], float])
 
 
 def peak_bytes(device: str) -> int:
-    """The most memory held so far: by the process on a CPU, in tensors on CUDA."""
+    """The most memory held since `held_bytes`: by the process on a CPU (Linux), in tensors on CUDA."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
 
 
 def held_bytes(device: str) -> int:
-    """The memory held now, freed pages given back first."""
+    """The memory held now, freed pages given back first; the peak starts again from here."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize()
 

@@ -267,7 +267,7 @@ def test_overflow_is_named_in_real_rows():
     assert small("nystrom-mmd").fit(draw(60) * 1e25, seed=0)(draw(9) * 1e25).isfinite()
 
 
-@pytest.mark.parametrize("size", [37, 200, 900])
+@pytest.mark.parametrize("size", [5, 200, 900])
 def test_sliced_wasserstein_of_unequal_sizes_agrees_with_an_independent_library(size):
     """Fewer real rows than generated, more, and a pool that holds fewer than were asked for."""
     distance = small("sliced-wasserstein", batch=size, directions=20).fit(draw(300), seed=0)
@@ -278,4 +278,4 @@ def test_sliced_wasserstein_of_unequal_sizes_agrees_with_an_independent_library(
     directions = unit_directions(6, 20, seed_for(0, "directions", 4), torch.float64)
     expected = ot.sliced_wasserstein_distance(mine.numpy(), real.numpy(), projections=directions.numpy()) ** 2
     assert value.item() == pytest.approx(expected, rel=1e-6)
-    assert torch.autograd.gradcheck(lambda x: distance(x, step=4), fake)
+    assert torch.autograd.gradcheck(lambda x: distance(x, step=4), draw(8, seed=2).requires_grad_())

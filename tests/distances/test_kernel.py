@@ -107,13 +107,13 @@ def test_unbiased_repulsion_is_right_on_average():
     real, pool = draw(400), draw(400, shift=0.3, seed=1)
     truth = NystromMMDConfig().build().fit(real, seed=0)(pool).item()  # both populations as they are
     unbiased, biased = (NystromMMDConfig(repulsion=kind).build().fit(real, seed=0) for kind in ("unbiased", "biased"))
-    chosen = torch.randint(0, 400, (2000, 4), generator=generator_for("batches"))
+    chosen = torch.randint(0, 400, (200, 4), generator=generator_for("batches"))
     values = torch.stack([unbiased(pool[rows]) for rows in chosen])
     error = values.std().item() / len(values) ** 0.5
     assert abs(values.mean().item() - truth) < 4 * error
     assert values.min() < 0
     assert biased(pool[chosen[0]]) > values[0]
-    assert torch.stack([biased(pool[rows]) for rows in chosen[:500]]).mean() > truth + 20 * error
+    assert torch.stack([biased(pool[rows]) for rows in chosen]).mean() > truth + 8 * error
 
 
 def test_random_features_of_the_inverse_multiquadric():

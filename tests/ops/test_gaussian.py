@@ -33,3 +33,18 @@ def test_one_row_has_no_covariance():
         moments(torch.zeros(1, 3))
     with pytest.raises(ValueError, match="at least 2"):
         streaming_moments([torch.zeros(1, 3)])
+
+
+def test_frechet_distance_of_fewer_rows_than_dimensions():
+    """A singular covariance A'A has tr (S_r^1/2 A'A S_r^1/2)^1/2 = the sum of the singular values of A S_r^1/2."""
+    few, many = spread(5, 12, 0), spread(80, 12, 1)
+    few.requires_grad_()
+    (m, s), (mr, sr) = moments(few), moments(many)
+    root = symmetric_root(sr)
+    nuclear = np.linalg.svd(((few - m) / 2 @ root).detach().numpy(), compute_uv=False).sum()
+    expected = ((m - mr) ** 2).sum() + s.trace() + sr.trace() - 2 * nuclear
+    value = frechet_distance(m, s, mr, sr, root, jitter=1e-14)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5)
+    (gradient,) = torch.autograd.grad(frechet_distance(m, s, mr, sr, root), few)
+    assert gradient.isfinite().all()
+    assert gradient.abs().max() < 1e3

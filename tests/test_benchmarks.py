@@ -1,0 +1,21 @@
+"""The benchmarks run, and what they compare is the same mathematics."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from irdm.distances import DISTANCES
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def test_plain_versions_of_the_distances_agree():
+    command = [sys.executable, str(BENCHMARKS / "distances.py"), "--quick"]
+    table = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
+    for kind in DISTANCES:
+        assert len(re.findall(rf"^\| {kind} \| \d+ \|.* N\^", table, flags=re.MULTILINE)) == 2
+    assert "`python benchmarks/distances.py --quick`" in table
+    values, gradients = map(float, re.search(r"of the values (\S+), of the gradient norms (\S+)\.\n", table).groups())
+    assert values < 1e-3
+    assert gradients < 1e-3
