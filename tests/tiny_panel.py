@@ -131,7 +131,7 @@ def _inception(entry, place: Path):
         if isinstance(module, nn.Conv2d):  # else the picture is lost after ninety layers
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         if isinstance(module, nn.BatchNorm2d):
-            module.running_mean += 0.1 * torch.rand_like(module.running_mean)
+            nn.init.uniform_(module.bias, 0, 0.3)
             module.running_var += 0.1 * torch.rand_like(module.running_var)
     torch.save(model.state_dict(), place / entry.weights.files[0].name)
 
