@@ -75,9 +75,10 @@ STUDY = Study(
     name="batch",
     title="rollout 64 to 8192 and landmarks from 16 to all, at equal computing time, on digits",
     question="Which rollout, and how many landmarks?",
-    columns=SCORE_COLUMNS | {"steps": "steps"},
+    columns=SCORE_COLUMNS | {"steps": "steps", "core_seconds": "core-seconds"},
     cells=cells,
     figure=figure,
     claims=claims,
-    notes=f"{SECONDS:.0f} core-seconds of training a run. By default each of the 1199 train images is a landmark.",
+    notes=f"A budget of {SECONDS:.0f} core-seconds of training a run, filled by the time of its first steps; what the controller "
+    "saves later, by not running satisfied encoders, is not spent. By default each of the 1199 train images is a landmark.",
 )

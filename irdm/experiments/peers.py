@@ -111,7 +111,7 @@ def cells(scale: float) -> dict[str, TrainCell | FlowCell]:
 def measure(run: Path, result: dict) -> Numbers:
     """The scores, and the time of an image."""
     loaded = load_run(run)
-    return scores(result) | {"ms_per_image": milliseconds(loaded.generator, loaded.dataset)}
+    return scores(result) | {"ms_per_image": milliseconds(loaded.generator, loaded.config.data.build())}
 
 
 @torch.no_grad()
