@@ -79,6 +79,6 @@ STUDY = Study(
     cells=cells,
     figure=figure,
     claims=claims,
-    notes=f"A budget of {SECONDS:.0f} core-seconds of training a run, filled by the time of its first steps; what the controller "
-    "saves later, by not running satisfied encoders, is not spent. By default each of the 1199 train images is a landmark.",
+    notes=f"A budget of {SECONDS:.0f} core-seconds of training a run, filled by the time of a first step; what the "
+    "controller saves later is not spent. By default each of the 1199 train images is a landmark.",
 )

@@ -113,23 +113,25 @@ def draw(run: Path, count: int = SAMPLES) -> Float[Tensor, "n d"]:
 
 
 def measure(run: Path, result: dict) -> Numbers:
-    """Recall of the anchors and median distance to the curve."""
+    """`quality` of the points that a run draws."""
     return quality(draw(run))
 
 
 def quality(points: Float[Tensor, "n d"]) -> Numbers:
-    """Recall of the curve and median distance to it, both in all 64 dimensions.
+    """How well points trace the curve, as the paper measures it, in the plane; and how far they are from the plane.
 
-    `recall` is the share of 60 evenly spaced points of the curve with a sample within 0.15. Samples that are not finite
-    count as far away.
+    `recall` is the share of 60 evenly spaced points of the curve with a sample within 0.15, `distance` the median
+    distance of the samples to the curve, both after projection on the plane; `off_plane` is the median of what the
+    projection removes. Samples that are not finite count as far away.
     """
     points = torch.nan_to_num(points, nan=1e9, posinf=1e9, neginf=-1e9)
     basis = plane(DATA)
-    anchors = spiral(torch.linspace(0, 1, ANCHORS)) @ basis.T
-    curve = spiral(torch.linspace(0, 1, 4000)) @ basis.T
-    recall = (torch.cdist(anchors, points).min(dim=1).values < REACH).float().mean()
-    distance = torch.cat([torch.cdist(chunk, curve).min(dim=1).values for chunk in points.split(1000)]).median()
-    return {"recall": recall.item(), "distance": distance.item()}
+    flat = points @ basis
+    anchors, curve = spiral(torch.linspace(0, 1, ANCHORS)), spiral(torch.linspace(0, 1, 4000))
+    recall = (torch.cdist(anchors, flat).min(dim=1).values < REACH).float().mean()
+    distance = torch.cat([torch.cdist(chunk, curve).min(dim=1).values for chunk in flat.split(1000)]).median()
+    off_plane = (points - flat @ basis.T).norm(dim=1).median()
+    return {"recall": recall.item(), "distance": distance.item(), "off_plane": off_plane.item()}
 
 
 def figure(table: Table, folder: Callable[[str, int], Path]) -> Figure:
@@ -175,17 +177,23 @@ def claims(table: Table) -> list[Claim]:
                 outside.append(f"{name} at {batch}: {row['recall']} / {row['distance']} for {recall:.2f} / {distance}")
     ours = f"{18 - len(outside)} of 18" + ("; outside: " + "; ".join(outside) if outside else "")
     text = "Every cell reaches the published one (recall within 0.05, distance within 25%, or better)"
-    return [*found, Claim(text, "18 cells, one run each", ours, not outside)]
+    found.append(Claim(text, "18 cells, one run each", ours, not outside))
+    off = {name: table[row_name(name, 128)]["off_plane"] for name in ("RFF", "exact", "Nyström")}
+    text = "At batch 128 random features leave the plane of the data, which kernels on the points themselves do not"
+    ours = ", ".join(f"{name} {value}" for name, value in off.items())
+    found.append(Claim(text, "not reported", ours, off["RFF"].mean > 3 * max(off["exact"].mean, off["Nyström"].mean)))
+    return found
 
 
 STUDY = Study(
     name="spiral",
     title="six distances at three batch sizes on a spiral in 64 dimensions (Fig. 3)",
     question="Which distance learns a thin curve from small batches?",
-    columns={"recall": "recall", "distance": "median distance"},
+    columns={"recall": "recall", "distance": "median distance", "off_plane": "off the plane"},
     cells=cells,
     figure=figure,
     claims=claims,
     notes=f"A fresh draw of real points lies at a median distance of {FLOOR}, as in the paper. Recall and distance are "
-    "taken in all 64 dimensions.",
+    "taken in the plane of the curve: only so do all published cells agree. The last column is what this hides: the "
+    "median distance from the plane, which as many random Fourier features as there are landmarks do not control.",
 )
