@@ -141,7 +141,7 @@ def flatten(result: dict, prefix: str = "") -> dict[str, float]:
         if isinstance(value, dict):
             numbers |= flatten(value, f"{prefix}{key}.")
         elif isinstance(value, list):
-            numbers |= {f"{prefix}{key}.{i}": number for i, number in enumerate(value)}
+            numbers |= flatten({str(i): item for i, item in enumerate(value)}, f"{prefix}{key}.")
         elif isinstance(value, (int, float)):
             numbers[f"{prefix}{key}"] = value
     return numbers

@@ -5,7 +5,8 @@
 All in float64, from streamed moments with unbiased covariances. A sample's FD exceeds that of its distribution by about
 b / n (Chong and Forsyth, 2020): compare at one n only, beside fresh real images at that n. With fewer rows than
 dimensions the covariance is singular; the value is still the exact distance of the two sample Gaussians, and the
-result carries a warning.
+result carries a warning. The jackknife's interval is honest for a generator that differs from the data, and too wide
+for one as good as real, where the distance is a degenerate statistic.
 
 Letters: n rows, d features, k folds.
 """

@@ -82,9 +82,9 @@ def bootstrap_interval(values: Float64[Tensor, " k"], seed: int, resamples: int 
     count = len(values)
     level = NormalDist().cdf(-math.sqrt(count / (count - 1)) * student(count))
     generator = generator_for("metrics", "bootstrap", seed)
-    means = torch.empty(resamples, dtype=torch.float64)
-    for draw in range(resamples):  # one at a time: all at once would be resamples x k numbers
-        means[draw] = values[torch.randint(count, (count,), generator=generator)].mean()
+    at_once = max(1, 1_000_000 // count)  # all draws would be resamples x k numbers
+    sizes = [min(at_once, resamples - start) for start in range(0, resamples, at_once)]
+    means = torch.cat([values[torch.randint(count, (size, count), generator=generator)].mean(1) for size in sizes])
     return torch.quantile(means, torch.tensor([level, 1 - level], dtype=torch.float64)).tolist()
 
 

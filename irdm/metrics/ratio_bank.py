@@ -5,8 +5,8 @@
 with N = 16384 rows of each, 1024 shared directions (`sw_ratio`) or 4096 random Fourier features of seed 99999
 (`mmd_ratio`). A bank holds the train rows as sorted projections or mean embeddings, and the distances of fresh real
 draws of N rows and of N/2, N/4, ..., since a distance depends on the number of rows: a sample with fewer than N is
-compared at the next size below its own, and its interval is that much wider. Every draw is random and seeded: files may
-come in the order of their classes.
+compared at the next size below its own. That is less precise, and nearer to 1: small draws of any two distributions
+look alike. Every draw is random and seeded: files may come in the order of their classes.
 
 Letters: n rows of a draw, d features, s sizes, b real draws, e encoders, k folds.
 """
@@ -194,7 +194,10 @@ class RatioBank:
             replicates=means * torch.stack(replicates, 1),
         )
         head = {"name": f"{method.label}{len(names)}", "direction": "lower", "missing": missing}
-        few = f"{given} generated rows: compared {size} at a time instead of {protocol.rows}, less precisely."
+        few = (
+            f"{given} generated rows: compared {size} at a time instead of {protocol.rows}, so less precisely, and "
+            "nearer to 1 than full draws would be."
+        )
         return (
             head
             | summary

@@ -35,6 +35,23 @@ def test_neighbours_agree_with_scikit_learn_for_any_chunk(chunk):
     torch.testing.assert_close(distance, torch.from_numpy(expected[:, 0]).float(), rtol=1e-5, atol=1e-5)
 
 
+def test_a_row_among_the_references_is_not_its_own_neighbour():
+    rows = torch.randn(60, 5)
+    expected = NearestNeighbors(n_neighbors=1).fit(rows.numpy()).kneighbors()
+    distance, index = nearest_neighbours(rows[10:50], rows, 7, own=torch.arange(10, 50))
+    assert index.tolist() == expected[1][10:50, 0].tolist()
+    torch.testing.assert_close(distance, torch.from_numpy(expected[0][10:50, 0]).float())
+    with pytest.raises(ValueError, match="two references or more"):
+        nearest_neighbours(rows[:1], rows[:1], own=torch.zeros(1, dtype=torch.int64))
+
+
+def test_the_replicates_of_the_neighbour_ratio_average_to_it():
+    score = nearest_neighbour_ratio(images(160, 3), REAL, CONFIG)
+    assert len(score["replicates"]) == 4
+    assert sum(score["replicates"]) / 4 == pytest.approx(score["value"])
+    assert nearest_neighbour_ratio(images(40, 3), REAL, CONFIG)["replicates"] == pytest.approx([1], abs=0.2)
+
+
 def test_copies_are_at_exactly_zero_and_fresh_images_at_one():
     copies = nearest_neighbour_ratio(REAL.train, REAL, CONFIG)
     assert copies["value"] == copies["generated"] == 0 < copies["test"]
@@ -55,7 +72,9 @@ def test_neighbours_of_unfit_rows_are_refused():
 def test_accuracy_counts_images_that_show_their_label():
     fresh = images(80, 4)
     score = label_accuracy(fresh, REAL, CONFIG)
-    assert score == {"generated": 1.0, "real_test": 1.0, "classifier": "SVC(RBF) on pixels"}
+    assert score == {
+        "generated": 1.0, "real_test": 1.0, "classifier": "SVC(RBF) on pixels", "replicates": [1.0, 1.0],
+    }  # fmt: skip
     wrong = Sample(fresh.images, torch.where(torch.arange(80) < 20, (fresh.labels + 1) % 4, fresh.labels), {})
     assert label_accuracy(wrong, REAL, EvaluationConfig(classifier_rows=40))["generated"] == 0.75
 

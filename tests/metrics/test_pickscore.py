@@ -1,0 +1,143 @@
+"""PickScore on a tiny random CLIP and its processor, saved as the real ones are and loaded by the real path."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from irdm.metrics.pickscore import PickScore, pickscore, win_rate
+
+PROMPTS = ["a photo of a cat", "a photo of a dog", "two green apples on a table in the sun"] * 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    transformers = pytest.importorskip("transformers")
+    root = tmp_path_factory.mktemp("pickscore")
+    letters = [chr(c) for c in range(ord("!"), ord("~") + 1)]
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    end = len(words) - 1
+    torch.manual_seed(0)
+    layers = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    special = {"bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end}
+    config = transformers.CLIPConfig(
+        text_config=layers | special | {"vocab_size": len(words), "max_position_embeddings": 77},
+        vision_config=layers | {"image_size": 24, "patch_size": 8},
+        projection_dim=12,
+    )
+    model = transformers.CLIPModel(config)
+    with torch.no_grad():
+        for weight in model.parameters():  # the usual initialisation is too small to tell images apart
+            if weight.ndim > 1:
+                weight.mul_(10)
+    model.save_pretrained(root / "model", safe_serialization=True)
+    processor = root / "processor"
+    processor.mkdir()
+    (processor / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (processor / "merges.txt").write_text("#version: 0.2\n")
+    names = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+    (processor / "tokenizer_config.json").write_text(
+        json.dumps(names | {"pad_token": "<|endoftext|>", "tokenizer_class": "CLIPTokenizer", "model_max_length": 77})
+    )
+    (processor / "preprocessor_config.json").write_text(
+        json.dumps(
+            {
+                "image_processor_type": "CLIPImageProcessor",
+                "processor_class": "CLIPProcessor",
+                "size": {"shortest_edge": 24},
+                "crop_size": {"height": 24, "width": 24},
+                "image_mean": [0.48, 0.46, 0.41],
+                "image_std": [0.27, 0.26, 0.28],
+            }
+        )
+    )
+    return root
+
+
+def pictures(count, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    noise = torch.randint(0, 256, (count, 30, 40, 3), generator=rng, dtype=torch.uint8)
+    return [Image.fromarray(pixels.numpy()) for pixels in noise]
+
+
+def test_scores_are_the_logits_of_each_picture_with_its_own_prompt(folder):
+    scorer, images = PickScore.load(folder), pictures(len(PROMPTS))
+    found = scorer.scores(images, PROMPTS)
+    inputs = scorer.processor(images=images, text=PROMPTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = scorer.model(**inputs).logits_per_image.diagonal()
+    torch.testing.assert_close(found, expected.double(), rtol=1e-4, atol=1e-4)
+    assert found.std() > 1e-3
+    for micro_batch in (1, 5):
+        torch.testing.assert_close(scorer.scores(iter(images), PROMPTS, micro_batch), found, rtol=1e-5, atol=1e-5)
+
+
+def test_both_answers_of_get_image_features_are_understood(folder):
+    """transformers 4 returns the projected embedding, 5 an object whose pooled part it is."""
+    scorer, images = PickScore.load(folder), pictures(2)
+    expected = scorer.scores(images, PROMPTS[:2])
+    model = scorer.model
+
+    class Four(torch.nn.Module):
+        logit_scale = model.logit_scale
+
+        @staticmethod
+        def _rows(output):
+            return output if isinstance(output, torch.Tensor) else output.pooler_output
+
+        def get_image_features(self, **inputs):
+            return self._rows(model.get_image_features(**inputs))
+
+        def get_text_features(self, **inputs):
+            return self._rows(model.get_text_features(**inputs))
+
+    torch.testing.assert_close(PickScore(Four(), scorer.processor).scores(images, PROMPTS[:2]), expected)
+
+
+def test_missing_files_and_wrong_pictures_are_named(folder, tmp_path):
+    with pytest.raises(ValueError, match=r"cannot be loaded from .*model.*\n?.*Give a folder"):
+        PickScore.load(tmp_path)
+    scorer = PickScore.load(folder)
+    with pytest.raises(ValueError, match="Got 2 images for 3 prompts"):
+        scorer.scores(pictures(2), PROMPTS[:3])
+    with pytest.raises(ValueError, match="more images than the 1 prompts"):
+        scorer.scores(pictures(2), PROMPTS[:1])
+    deep = Image.fromarray(torch.full((30, 30), 40_000, dtype=torch.int32).numpy())
+    with pytest.raises(ValueError, match="mode I, expected 8 bits"):
+        scorer.scores([deep], PROMPTS[:1])
+
+
+def test_the_mean_and_its_interval():
+    scores = torch.randn(400, dtype=torch.float64) + 20
+    result = pickscore(scores, scores + 1)
+    half = 1.96 * scores.std().item() / 20
+    assert result["value"] == pytest.approx(scores.mean().item())
+    assert result["ci95"] == pytest.approx([result["value"] - half, result["value"] + half], abs=0.15 * half)
+    assert sum(result["replicates"]) / 10 == pytest.approx(result["value"])
+    assert result["real_control"] == pytest.approx(result["value"] + 1)
+    assert (result["name"], result["direction"], result["rows"]) == ("PickScore", "higher", 400)
+
+
+def test_the_win_rate_counts_pairs_and_half_of_the_ties():
+    ours = torch.tensor([1.0, 2, 3, 4, 5, 6, 7, 8]).double()
+    theirs = torch.tensor([0.0, 1, 3, 5, 6, 7, 8, 9]).double()
+    result = win_rate(ours, theirs)
+    assert result["value"] == 2.5 / 8
+    assert result["difference"]["value"] == pytest.approx(-3 / 8)
+    luck = torch.randn(300, dtype=torch.float64)
+    assert win_rate(luck + 0.01, luck)["ci95"] == [1.0, 1.0]
+    low, high = win_rate(torch.randn(300).double(), luck)["ci95"]
+    assert low < 0.5 < high
+
+
+def test_scores_that_do_not_pair_are_refused(unchecked):
+    scores = torch.zeros(10, dtype=torch.float64)
+    with pytest.raises(ValueError, match="10 and 9 scores"):
+        win_rate(scores, scores[:9])
+    with pytest.raises(ValueError, match="Got 7 scores"):
+        pickscore(scores[:7])
+    with pytest.raises(ValueError, match="finite"):
+        pickscore(scores + torch.nan)
