@@ -52,7 +52,8 @@ def figure(table: Table, folder: Callable[[str, int], Path]) -> Figure:
         arrays = np.load(folder(name if name != "real" else BATTERY, 0) / "samples" / "evaluation.npz")
         images = arrays["real" if name == "real" else "generated"][:, 0]
         labels = arrays["real_labels" if name == "real" else "generated_labels"]
-        rows = [np.concatenate(list(images[labels == label][:8]), axis=1) for label in range(10)]
+        images = np.pad(images, ((0, 0), (1, 1), (1, 1)))
+        rows = [np.concatenate(list(images[labels == label][:8]), axis=1) for label in range(0, 10, 2)]
         axis.imshow(np.concatenate(rows), cmap="gray_r", interpolation="nearest")
         axis.set(xticks=[], yticks=[], title=name)
         axis.spines[:].set_visible(False)
