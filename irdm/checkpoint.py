@@ -18,10 +18,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import load, save
+import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 MANIFEST = "manifest.json"
+DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64"}
+"""Types of tensors in a checkpoint, as safetensors names them."""
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -89,9 +92,7 @@ def save_checkpoint(
     try:
         digests = {}
         for name, group in tensors.items():
-            data = save({key: value.detach().cpu().contiguous() for key, value in group.items()})
-            digests[name] = hashlib.sha256(data).hexdigest()
-            _write_synced(partial / f"{name}.safetensors", data)
+            digests[name] = _write_tensors(partial / f"{name}.safetensors", group)
         body = {"step": step, "sha256": digests, "state": dict(state)}
         body["self"] = hashlib.sha256(_canonical(body)).hexdigest()
         _write_synced(partial / MANIFEST, json.dumps(body, indent=1).encode())
@@ -105,7 +106,10 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read and verify one checkpoint folder. Raises ValueError naming a file that is missing, cut short or altered."""
+    """Verify one checkpoint folder and map its tensors into memory: pages are read as they are used.
+
+    Raises ValueError naming a file that is missing, cut short or altered.
+    """
     try:
         body = json.loads((path / MANIFEST).read_text())
         claimed = body.pop("self")
@@ -117,11 +121,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
     tensors = {}
     for name, digest in body["sha256"].items():
         file = path / f"{name}.safetensors"
-        data = file.read_bytes() if file.is_file() else None
-        if data is None or hashlib.sha256(data).hexdigest() != digest:
-            what = "is missing" if data is None else f"is cut short or altered ({len(data)} bytes, other sha256)"
+        if not file.is_file() or _sha256(file) != digest:
+            size = file.stat().st_size if file.is_file() else None
+            what = "is missing" if size is None else f"is cut short or altered ({size} bytes, other sha256)"
             raise ValueError(f"{file} {what}; the checkpoint is not usable.")
-        tensors[name] = load(data)
+        tensors[name] = load_file(file)
     return Checkpoint(body["step"], tensors, body["state"])
 
 
@@ -143,12 +147,59 @@ def load_latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, []
 
 
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The state of an optimizer, such as moments, by "parameter.name": what a checkpoint keeps of it."""
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": value for index, slots in state.items() for name, value in slots.items()}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Continue from `optimizer_tensors`."""
+    body = optimizer.state_dict()
+    for key, value in tensors.items():
+        index, name = key.split(".")
+        body["state"].setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict(body)
+
+
 def _folders(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*")) if folder.is_dir() else []
 
 
 def _canonical(body: Mapping) -> bytes:
     return json.dumps(body, sort_keys=True).encode()
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Write a safetensors file one tensor at a time, so that no second copy of them is made; its sha256."""
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))  # wide types stay aligned
+    header, end = {}, 0
+    for name, tensor in ordered:
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": [*tensor.shape], "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
+    with open(path, "wb") as file:
+        for piece in (len(text).to_bytes(8, "little") + text, *(tensor for _, tensor in ordered)):
+            data = piece if isinstance(piece, bytes) else _bytes(piece)
+            digest.update(data)
+            file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**22):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _write_synced(path: Path, data: bytes) -> None:

@@ -37,14 +37,15 @@ Presets:
 `irdm COMMAND --help` explains a command; `irdm train PRESET --help` lists every field of the preset."""
 
 TRAIN = """\
-irdm train PRESET [--field value ...] [--out DIR] [--dry-run]
-irdm train --config FILE [--field value ...] [--out DIR] [--dry-run]
+irdm train PRESET [--field value ...] [--out DIR] [--limit N] [--dry-run]
+irdm train --config FILE [--field value ...] [--out DIR] [--limit N] [--dry-run]
 
 Trains a one-step generator, evaluates it, and writes a run directory with the weights, samples, result.json and
 report.html. The same command again resumes a run that was interrupted.
 
   --config FILE  start from a JSON config, such as the config.json of a run, in place of a preset
   --out DIR      the run directory (default: runs/PRESET)
+  --limit N      a smoke run: N images of each place, a rollout of N, two steps (default directory: runs/PRESET-limit-N)
   --dry-run      print the resolved config as JSON and stop
 
 Any field can be set, nested ones with dots:
@@ -52,10 +53,10 @@ Any field can be set, nested ones with dots:
 """
 
 CHECK = """\
-irdm check PRESET [--field value ...] [--out DIR]
+irdm check PRESET [--field value ...] [--out DIR] [--limit N]
 
-Lists what a run needs (packages, device, data, a place to write, disk) and whether it is there. Takes the same fields
-as `irdm train`. Exits with 1 when anything is missing.
+Lists what a run needs (packages, device, data, weights, reference, a place to write, disk, memory, time) and whether it
+is there. Takes the same fields as `irdm train`. Exits with 1 when anything is missing.
 """
 
 RUN_HELP = "a run directory, such as runs/digits"
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(argv: Sequence[str]) -> int:
     """`irdm train`."""
-    settings = {"config", "out", "dry_run", "help"}
+    settings = {"config", "out", "limit", "dry_run", "help"}
     words, options = split_options(["--help" if token == "-h" else token for token in argv])
     given = {name: options.pop(name) for name in settings & options.keys()}
     if not words and "config" not in given:
@@ -99,7 +100,7 @@ def train(argv: Sequence[str]) -> int:
         return 0
     if given.get("dry_run"):
         raise UsageError(f"--dry-run takes no value, got {' '.join(given['dry_run'])}")
-    config = override(start, options)
+    config = _limited(override(start, options), given)
     if "dry_run" in given:
         print(config.model_dump_json(indent=1))
         return 0
@@ -117,8 +118,8 @@ def check(argv: Sequence[str]) -> int:
     if not words or "help" in options:
         print(f"{CHECK}\nPresets:\n{_preset_list()}")
         return 0 if "help" in options else 2
-    given = {name: options.pop(name) for name in {"out"} & options.keys()}
-    config = override(_start(words, None), options)
+    given = {name: options.pop(name) for name in {"out", "limit"} & options.keys()}
+    config = _limited(override(_start(words, None), options), given)
     from irdm.check import check as look
 
     found = list(look(config, _path("out", given) or Path("runs") / config.preset))
@@ -283,6 +284,17 @@ def _start(words: Sequence[str], file: Path | None) -> RunConfig:
     if words[0] not in PRESETS:
         raise UsageError(f"there is no preset '{words[0]}'{nearest(words[0], PRESETS)}")
     return PRESETS[words[0]]()
+
+
+def _limited(config: RunConfig, given: Mapping[str, list[str]]) -> RunConfig:
+    """The config, cut down by --limit N."""
+    if "limit" not in given:
+        return config
+    if len(given["limit"]) != 1 or not given["limit"][0].isdecimal():
+        raise UsageError(f"--limit takes one number of images, got '{' '.join(given['limit'])}'")
+    from irdm.presets import limited
+
+    return limited(config, int(given["limit"][0]))
 
 
 def _preset_list() -> str:

@@ -8,10 +8,13 @@ from __future__ import annotations
 import atexit
 import os
 from collections.abc import Iterable
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+PATIENCE = timedelta(days=1)  # how long ranks wait for one that fits encoders, builds a reference or judges alone
 
 
 class Ranks:
@@ -25,7 +28,8 @@ class Ranks:
     def start(cls, device: str) -> Ranks:
         """Join the process group that torchrun announces: NCCL on CUDA, gloo otherwise."""
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+            backend = "nccl" if device.startswith("cuda") else "gloo"
+            dist.init_process_group(backend, timeout=PATIENCE)
             atexit.register(dist.destroy_process_group)  # gloo's threads abort a process that exits with them
         return cls()
 

@@ -7,25 +7,28 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Int64, UInt8
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from irdm.data.base import Dataset, Split
 from irdm.encoders.base import Battery
 from irdm.features import extract
+from irdm.images import image_grid
 from irdm.metrics import DIRECTIONS, METRICS, EvaluationConfig, Real, Sample
 from irdm.metrics.base import MIN_ROWS, stratified_rows
 from irdm.metrics.neighbours import nearest_neighbours
 from irdm.metrics.sliced_wasserstein import SlicedBank
 from irdm.ops.sampling import generator_for, normal_rows
 
-__all__ = ["Evaluation", "EvaluationConfig", "QuickCheck", "evaluate", "generate"]
+__all__ = ["Evaluation", "EvaluationConfig", "QuickCheck", "bounded", "evaluate", "generate", "sample_grid"]
 
+LARGE = 64  # pixels a side above which a picture of many images holds fewer of them
+ROOM = {False: (20, 10), True: (12, 5)}  # classes, and images of each, in a picture of images that are (not) large
 ROUNDING = 1e-3  # how far outside [0, 1] an image may lie
 
 
@@ -85,9 +88,11 @@ def evaluate(
     """
     say = progress or (lambda _: None)
     say("embedding real images")
-    real = _embed_real(battery, dataset, config, config.rows, device)
+    frequencies = dataset.train.labels
+    dataset = bounded(dataset, config.rows, config.seed)
+    real = _embed_real(battery, dataset, config, device)
     say(f"drawing {config.replicates} x {len(real.val)} images")
-    generated = _draw(generator, battery, dataset, config, len(real.val), config.replicates, device)
+    generated = _draw(generator, battery, frequencies, config, len(real.val), config.replicates, device)
     result: dict = {}
     for name, metric in METRICS.items():
         say(name)
@@ -130,15 +135,16 @@ class QuickCheck:
         self, battery: Battery, dataset: Dataset, config: EvaluationConfig, device: torch.device | str = "cpu"
     ):
         """Generator and battery must be on `device`. Raises ValueError as `evaluate` does."""
-        self.battery, self.dataset, self.config, self.device = battery, dataset, config, device
-        real = _embed_real(battery, dataset, config, config.quick_rows, device)
+        self.battery, self.config, self.device = battery, config, device
+        self.frequencies = dataset.train.labels
+        real = _embed_real(battery, bounded(dataset, config.quick_rows, config.seed), config, device)
         self.rows = len(real.val)
         self.bank = SlicedBank(real.train.features, config.quick_directions, config.seed)
         self.real_distances = self.bank.distances(real.val.features)
 
     def __call__(self, generator: nn.Module) -> dict[str, float]:
         """{"held_in": ratio, "held_out": ratio}; a group that the battery does not have is left out."""
-        drawn = _draw(generator, self.battery, self.dataset, self.config, self.rows, 1, self.device)
+        drawn = _draw(generator, self.battery, self.frequencies, self.config, self.rows, 1, self.device)
         ratios = dict(
             zip(self.bank.names, (self.bank.distances(drawn.features) / self.real_distances).tolist(), strict=True)
         )
@@ -159,54 +165,85 @@ def _embed(
     return Sample(images, labels, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
 
-def _embed_real(
-    battery: Battery, dataset: Dataset, config: EvaluationConfig, most: int, device: torch.device | str
-) -> Real:
-    """The real side with at most `most` rows a split, and as many of val as of test."""
-    names = sorted(battery.encoders)
-    if sorted(battery.held_in + battery.held_out) != names:
-        raise ValueError(f"The battery divides {battery.held_in} + {battery.held_out}, but its encoders are {names}.")
-    n = min(most, len(dataset.val.labels), len(dataset.test.labels))
-    if n < MIN_ROWS or len(dataset.train.labels) < 2 * MIN_ROWS:
-        sizes = {name: len(getattr(dataset, name).labels) for name in ("train", "val", "test")}
+def bounded(dataset: Dataset, most: int, seed: int) -> Dataset:
+    """The dataset with at most `most` rows a split, as many of val as of test, the classes in proportion.
+
+    The rows are random, seeded, and all that is read of images that are not in memory. Raises ValueError for splits
+    with too few rows.
+    """
+    sizes = {name: len(getattr(dataset, name)) for name in ("train", "val", "test")}
+    n = min(most, sizes["val"], sizes["test"])
+    if n < MIN_ROWS or sizes["train"] < 2 * MIN_ROWS:
         raise ValueError(
             f"The splits have {sizes} rows; an evaluation needs at least {2 * MIN_ROWS} in train and {MIN_ROWS} in "
             "each of val and test, and hundreds to mean something. Add images or change the split."
         )
-
-    def embed(name: str, count: int) -> Sample:
+    splits = {}
+    for name, count in {"train": most, "val": n, "test": n}.items():
         split: Split = getattr(dataset, name)
-        images, labels = split.images, split.labels
-        if count < len(labels):
-            rows = stratified_rows(labels, count, generator_for("evaluate", "rows", name, config.seed))
-            images, labels = images[rows], labels[rows]
-        return _embed(battery, images, labels, config, device)
+        if count < len(split):
+            split = split.take(stratified_rows(split.labels, count, generator_for("evaluate", "rows", name, seed)))
+        splits[name] = split
+    return replace(dataset, **splits)
 
-    return Real(embed("train", most), embed("val", n), embed("test", n), tuple(battery.held_out))
+
+def _embed_real(battery: Battery, dataset: Dataset, config: EvaluationConfig, device: torch.device | str) -> Real:
+    """The real side: every row of a bounded dataset."""
+    names = sorted(battery.encoders)
+    if sorted(battery.held_in + battery.held_out) != names:
+        raise ValueError(f"The battery divides {battery.held_in} + {battery.held_out}, but its encoders are {names}.")
+    splits = (dataset.train, dataset.val, dataset.test)
+    train, val, test = (_embed(battery, split.images, split.labels, config, device) for split in splits)
+    return Real(train, val, test, tuple(battery.held_out))
 
 
 def _draw(
     generator: nn.Module,
     battery: Battery,
-    dataset: Dataset,
+    train: Int64[Tensor, " n"],
     config: EvaluationConfig,
     rows: int,
     replicates: int,
     device: torch.device | str,
 ) -> Sample:
-    """Replicates of `rows` generated images, each with the classes of train in proportion."""
+    """Replicates of `rows` generated images, each with the classes of the labels of train in proportion."""
     rng = generator_for("evaluate", "labels", config.seed)
-    train = dataset.train.labels
     labels = torch.cat([train[stratified_rows(train, rows, rng)] for _ in range(replicates)])
     images = generate(generator, labels, config.seed, config.micro_batch, device)
     return _embed(battery, images, labels, config, device)
 
 
+@torch.no_grad()
+def sample_grid(
+    generator: nn.Module, dataset: Dataset, seed: int, micro_batch: int, device: torch.device | str
+) -> UInt8[np.ndarray, "H W c"]:
+    """One row a class (of many, some evenly spaced), the same noise at every call."""
+    most, columns = ROOM[max(dataset.image_shape[1:]) > LARGE]
+    labels = spaced(torch.arange(dataset.num_classes), most).repeat_interleave(columns)
+    noise = normal_rows(slice(0, len(labels)), generator.noise_shape, "grid", seed)  # type: ignore[arg-type]
+    parts = zip(noise.split(micro_batch), labels.split(micro_batch), strict=True)
+    images = torch.cat([generator(z.to(device), c.to(device)).float().cpu() for z, c in parts])
+    return image_grid(images.clamp(0, 1), columns)
+
+
+def spaced(classes: Int64[Tensor, " k"], most: int) -> Int64[Tensor, " m"]:
+    """At most `most` of the classes, from the first to the last."""
+    steps = torch.linspace(0, len(classes) - 1, min(most, len(classes)), dtype=torch.float64)
+    return classes[steps.round().long()]
+
+
 def _gallery(generated: Sample, real: Real, per_class: int) -> dict[str, NDArray]:
-    """Up to `per_class` generated and test images of each class, sorted by class, and the nearest train images."""
+    """Up to `per_class` generated and test images a class, sorted by class, and the nearest train images.
+
+    Of many classes some, evenly spaced; of large images fewer.
+    """
+    large = max(generated.images.shape[2:]) > LARGE
+    most, few = ROOM[large]
+    classes = spaced(generated.labels.unique(), most)
+    per_class = min(per_class, few) if large else per_class
 
     def chosen(labels: Tensor) -> Tensor:
-        return torch.cat([(labels == label).nonzero().flatten()[:per_class] for label in labels.unique()])
+        return torch.cat([(labels == label).nonzero().flatten()[:per_class] for label in classes])
 
     def pixels(images: Tensor) -> NDArray[np.uint8]:
         return (images * 255).round().to(torch.uint8).numpy()

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from irdm.config import Config
 from irdm.controller import ControllerConfig
-from irdm.data import AnyData, ArrayConfig, DigitsConfig
+from irdm.data import AnyData, ArrayConfig, DigitsConfig, ImagesConfig
 from irdm.distances import AnyDistance, NystromMMDConfig
-from irdm.encoders import AnyBattery, LocalBatteryConfig
-from irdm.generators import AnyGenerator, MLPConfig
+from irdm.encoders import AnyBattery, LocalBatteryConfig, PanelBatteryConfig
+from irdm.generators import PMF_FAMILIES, AnyGenerator, MLPConfig
 from irdm.metrics import EvaluationConfig
+
+SMOKE_IMAGES = 32
 
 
 class RunConfig(Config):
@@ -38,6 +41,9 @@ class RunConfig(Config):
     """How the encoders are weighted."""
     evaluation: EvaluationConfig | None = EvaluationConfig()
     """How the result is judged; none trains without looking: no pictures, checks, result or report."""
+
+    reference: Path | None = None
+    """A directory made by `irdm reference build`, in place of encoding all real images and fitting at each start."""
 
     joint: bool = True
     """Match images together with their labels; otherwise only the marginal distribution of images."""
@@ -122,9 +128,56 @@ def digits_smoke() -> RunConfig:
     )
 
 
+def imagenet() -> RunConfig:
+    """ImageNet at 256x256 from released pMF-H weights: 4000 steps of 5120 images. Give --data.train and --data.val."""
+    return RunConfig(
+        preset="imagenet",
+        data=ImagesConfig(train=Path("imagenet/train"), val=Path("imagenet/val"), size=256),
+        battery=PanelBatteryConfig(),
+        generator=PMF_FAMILIES["H"].model_copy(
+            update={"weights": Path("pmf-h.pth"), "precision": "bfloat16", "gradient_checkpointing": True}
+        ),
+        distance=NystromMMDConfig(),
+        controller=ControllerConfig(budget=10),
+        evaluation=EvaluationConfig(rows=2048, replicates=2, quick_rows=1024, micro_batch=32),
+        joint=False,
+        rollout=5120,
+        micro_batch=16,  # with the panel, 63 GiB: one card of 80
+        graph_memory_gib=0,
+        steps=4000,
+        lr=1.6e-6,
+        clip_norm=1280,
+        check_every=100,
+        checkpoint_every=100,
+    )
+
+
 def array() -> RunConfig:
     """Your own small images, from an .npz or .npy file: give --data.path FILE."""
     return digits().model_copy(update={"preset": "array", "data": ArrayConfig.model_construct(kind="array")})
 
 
-PRESETS: dict[str, Callable[[], RunConfig]] = {"digits": digits, "digits-smoke": digits_smoke, "array": array}
+PRESETS: dict[str, Callable[[], RunConfig]] = {
+    "digits": digits,
+    "digits-smoke": digits_smoke,
+    "array": array,
+    "imagenet": imagenet,
+}
+
+
+def limited(config: RunConfig, images: int) -> RunConfig:
+    """The same run cut down to see every part of it work: some images of each place, a rollout of as many, two steps.
+
+    Raises ValueError for fewer than 32 images, which no evaluation accepts.
+    """
+    if images < SMOKE_IMAGES:
+        raise ValueError(f"limit is {images}; the shortest run that can be judged has {SMOKE_IMAGES} images.")
+    rollout = min(config.rollout, images)
+    update: dict[str, Any] = {"rollout": rollout, "micro_batch": min(config.micro_batch or rollout, rollout)}
+    update |= {"preset": f"{config.preset}-limit-{images}", "steps": min(config.steps, 2), "log_every": 1}
+    update |= {"check_every": 1, "checkpoint_every": 1}
+    if "limit" in type(config.data).model_fields:
+        update["data"] = config.data.model_copy(update={"limit": images})
+    if config.evaluation:
+        update["evaluation"] = config.evaluation.model_copy(update={"rows": images, "quick_rows": images})
+    return RunConfig.model_validate(config.model_copy(update=update).model_dump())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from irdm.checkpoint import write_atomic
+from irdm.evaluate import EvaluationConfig, spaced
 from irdm.images import image_grid, save_png
 from irdm.ops.sampling import generator_for
+
+MANY = 20  # classes; more than that are not all drawn unless they are asked for
 
 
 @torch.no_grad()
@@ -32,13 +35,23 @@ def sample(
 
     Raises ValueError when the generator returns NaN or infinity.
     """
+    return torch.cat(list(draw(generator, labels, seed, micro_batch, device)))
+
+
+def draw(
+    generator: nn.Module, labels: Int64[Tensor, " n"], seed: int, micro_batch: int, device: torch.device | str
+) -> Iterator[Float[Tensor, "k c h w"]]:
+    """The images of `sample`, a micro-batch at a time, so that any number of them can be written."""
     shape: tuple[int, ...] = generator.noise_shape  # type: ignore[assignment]
-    noise = torch.stack([torch.randn(shape, generator=generator_for("sample", seed, i)) for i in range(len(labels))])
-    parts = zip(noise.split(micro_batch), labels.split(micro_batch), strict=True)
-    images = torch.cat([generator(z.to(device), c.to(device)).float().cpu() for z, c in parts])
-    if bad := int((~images.isfinite()).flatten(1).any(1).sum()):
-        raise ValueError(f"The generator returned NaN or infinity in {bad} of {len(images)} images; training diverged.")
-    return images.clamp(0, 1)
+    for start in range(0, len(labels), micro_batch):
+        chosen = labels[start : start + micro_batch]
+        rows = range(start, start + len(chosen))
+        noise = torch.stack([torch.randn(shape, generator=generator_for("sample", seed, i)) for i in rows])
+        with torch.no_grad():
+            images = generator(noise.to(device), chosen.to(device)).float().cpu()
+        if bad := int((~images.isfinite()).flatten(1).any(1).sum()):
+            raise ValueError(f"The generator returned NaN or infinity in {bad} of {len(images)} images; it diverged.")
+        yield images.clamp(0, 1)
 
 
 def turns(labels: Sequence[int], count: int) -> Int64[Tensor, " n"]:
@@ -46,27 +59,30 @@ def turns(labels: Sequence[int], count: int) -> Int64[Tensor, " n"]:
     return torch.tensor(labels, dtype=torch.int64).repeat(math.ceil(count / len(labels)))[:count]
 
 
-def write_grid(path: Path, images: Float[Tensor, "n c h w"], labels: Int64[Tensor, " n"], classes: int) -> None:
+def write_grid(path: Path, images: Iterable[Tensor], labels: Int64[Tensor, " n"], classes: int) -> None:
     """One PNG; a column a class when the labels take turns among 2 to 20 classes, else about square."""
-    save_png(path, image_grid(images, classes if 2 <= classes <= 20 else math.ceil(math.sqrt(len(images)))))
+    columns = classes if 2 <= classes <= MANY else math.ceil(math.sqrt(len(labels)))
+    save_png(path, image_grid(torch.cat(list(images)), columns))
 
 
-def write_files(path: Path, images: Float[Tensor, "n c h w"], labels: Int64[Tensor, " n"], classes: int) -> None:
+def write_files(path: Path, images: Iterable[Tensor], labels: Int64[Tensor, " n"], classes: int) -> None:
     """A folder of PNGs in the generator's own size: 00000-label-3.png. Raises ValueError when the folder has files."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"{path} is not an empty folder; its files would mix with these. Give another --out.")
-    for i, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+    each = (image for chunk in images for image in chunk)
+    for i, (image, label) in enumerate(zip(each, labels.tolist(), strict=True)):
         save_png(path / f"{i:05d}-label-{label}.png", image_grid(image[None], columns=1, scale=1))
 
 
-def write_npz(path: Path, images: Float[Tensor, "n c h w"], labels: Int64[Tensor, " n"], classes: int) -> None:
+def write_npz(path: Path, images: Iterable[Tensor], labels: Int64[Tensor, " n"], classes: int) -> None:
     """One file with `images` uint8 [n, c, h, w] and `labels` int64 [n]."""
+    pixels = torch.cat([(chunk * 255).round().to(torch.uint8) for chunk in images])
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, images=(images * 255).round().to(torch.uint8).numpy(), labels=labels.numpy())
+    np.savez_compressed(buffer, images=pixels.numpy(), labels=labels.numpy())
     write_atomic(path, buffer.getvalue())
 
 
-WRITERS: dict[str, tuple[str, Callable[[Path, Tensor, Tensor, int], None]]] = {
+WRITERS: dict[str, tuple[str, Callable[[Path, Iterable[Tensor], Tensor, int], None]]] = {
     "grid": (".png", write_grid),
     "files": ("", write_files),
     "npz": (".npz", write_npz),
@@ -81,7 +97,9 @@ def sample_run(
     format: str = "grid",
     out: Path | None = None,
 ) -> Path:
-    """Draw `count` images (default: ten a label) from a run's averaged weights and write them; returns where.
+    """Draw `count` images from a run's averaged weights and write them; returns where.
+
+    The labels (default: all) take turns. Without a count each gets ten, and more than 20 classes are 20, evenly spaced.
 
     Raises ValueError for labels the run does not know, a count below 1, or a run that cannot be opened.
     """
@@ -90,12 +108,14 @@ def sample_run(
     if count is not None and count < 1:
         raise ValueError(f"count is {count}; ask for at least 1 image.")
     loaded = load_run(run)
-    classes = loaded.dataset.num_classes
-    chosen = list(range(classes)) if labels is None else list(labels)
+    classes = loaded.num_classes
+    every = torch.arange(classes) if count else spaced(torch.arange(classes), MANY)
+    chosen = every.tolist() if labels is None else list(labels)
     if unknown := sorted({label for label in chosen if not 0 <= label < classes}):
         raise ValueError(f"{run} has the labels 0 to {classes - 1}, not {', '.join(map(str, unknown))}.")
     drawn = turns(chosen, count or 10 * len(chosen))
-    images = sample(loaded.generator, drawn, seed, loaded.config.evaluation.micro_batch, loaded.device)
+    judging = loaded.config.evaluation or EvaluationConfig()
+    images = draw(loaded.generator, drawn, seed, judging.micro_batch, loaded.device)
     suffix, write = WRITERS[format]
     path = out or run / "samples" / f"seed-{seed}{suffix}"
     write(path, images, drawn, len(chosen))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import json
 import math
@@ -17,21 +18,29 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from irdm.checkpoint import load_latest, save_checkpoint, write_atomic
+from irdm.checkpoint import load_latest, load_optimizer, optimizer_tensors, save_checkpoint, write_atomic
 from irdm.controller import Controller
-from irdm.data import Dataset
 from irdm.distributed import Ranks
-from irdm.evaluate import QuickCheck
+from irdm.evaluate import QuickCheck, sample_grid
 from irdm.gradcache import accumulate_gradients
-from irdm.images import image_grid, save_png
+from irdm.images import save_png
 from irdm.objective import Objective
 from irdm.ops.sampling import generator_for, normal_rows, seed_for
 from irdm.presets import RunConfig
-from irdm.reference import build_reference, embed_labels
-from irdm.run import build_battery, build_generator, claim_run, evaluate_run, resolve_device
+from irdm.reference import embed_labels
+from irdm.run import (
+    MetricsLog,
+    build_battery,
+    build_generator,
+    build_training_reference,
+    claim_run,
+    describe_reference,
+    evaluate_run,
+    resolve_device,
+    restore_generator,
+)
 
 LR_ROLLOUT = 5120  # the rollout at which `lr` is quoted; the rate scales with the square root
-GRID_COLUMNS = 10  # images of each class in a sample grid
 
 
 def train(config: RunConfig, out: Path, command: str = "irdm train") -> dict:
@@ -50,16 +59,42 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> dict:
     device = resolve_device(config.device)
     ranks = Ranks.start(device)
     say = _printer(ranks)
+    if config.rollout < ranks.size:
+        raise ValueError(f"The rollout is {config.rollout}, but there are {ranks.size} ranks, and each needs an image.")
     dataset = config.data.build()
-    if config.rollout < dataset.num_classes:
+    present = len(dataset.train.labels.unique())
+    if config.rollout < present:
         raise ValueError(
-            f"The rollout is {config.rollout}, but '{dataset.name}' has {dataset.num_classes} classes and each needs "
-            f"at least one image a step. Raise --rollout to {dataset.num_classes} or more."
+            f"The rollout is {config.rollout}, but '{dataset.name}' has {present} classes and each needs at least one "
+            f"image a step. Raise --rollout to {present} or more."
         )
+    # A network that cannot be built is found out before anything is written.
+    generator = None if (out / "config.json").exists() else build_generator(config, dataset).to(device)
     if ranks.is_main:
         claim_run(out, config)
     ranks.barrier()
     say(f"{dataset.name}: {len(dataset.train)} training images, {dataset.num_classes} classes; device {device}")
+
+    # The moving side: generator, its average, optimizer.
+    resumed, refused = load_latest(out / "checkpoints")
+    for problem in refused:
+        say(f"warning: {problem} Using the one before.")
+    if resumed is not None:
+        generator, ema = (
+            restore_generator(config, dataset.image_shape, dataset.num_classes, resumed.tensors[name], device)
+            for name in ("generator", "ema")
+        )
+    else:
+        generator = generator or build_generator(config, dataset).to(device)
+        ema = copy.deepcopy(generator)
+    ema.requires_grad_(False)
+    noise_shape: tuple[int, ...] = generator.noise_shape  # type: ignore[assignment]
+    parameters = [p for p in generator.parameters() if p.requires_grad]
+    on_cuda = device.startswith("cuda")  # there the fused update needs no temporary copy of the weights
+    betas = (config.beta1, config.beta2)
+    optimizer = torch.optim.AdamW(
+        parameters, lr=config.lr, betas=betas, weight_decay=config.weight_decay, fused=on_cuda, foreach=not on_cuda
+    )
 
     # The frozen side: encoders, references, floors.
     clock = time.monotonic()
@@ -71,43 +106,23 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> dict:
     encoders = {name: battery.encoders[name] for name in battery.held_in}
     seconds = {"encoders": time.monotonic() - clock}
     clock = time.monotonic()
-    reference = build_reference(
-        config.distance,
-        encoders,
-        dataset,
-        joint=config.joint,
-        rollout=config.rollout,
-        seed=config.seed,
-        device=device,
-        micro_batch=config.micro_batch or config.rollout,
-    )
+    reference = build_training_reference(config, dataset, battery, device, say)
     objective = Objective(reference.distances, reference.floors, self_normalise=config.self_normalise)
     judged = config.evaluation if ranks.is_main else None
     check = QuickCheck(battery, dataset, judged, device) if judged else None
     seconds["reference"] = time.monotonic() - clock
     if ranks.is_main:
-        write_atomic(out / "reference.json", json.dumps(_describe(reference.floors, battery, dataset), indent=1))
+        described = describe_reference(config, reference, battery, dataset)
+        write_atomic(out / "reference.json", json.dumps(described, indent=1))
 
-    # The moving side: generator, its average, optimizer, weights of the encoders.
-    generator = build_generator(config, dataset).to(device)
-    noise_shape: tuple[int, ...] = generator.noise_shape  # type: ignore[assignment]
-    ema = build_generator(config, dataset).to(device).requires_grad_(False)
-    parameters = [p for p in generator.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=config.lr, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay, foreach=True
-    )
     controller = Controller(config.controller, reference.floors)
     state = {"step": 0, "skipped": 0, "in_a_row": 0, "train_seconds": 0.0, "core_seconds": 0.0, "checks": [], **seconds}
-    resumed, refused = load_latest(out / "checkpoints")
-    for problem in refused:
-        say(f"warning: {problem} Using the one before.")
     if resumed is not None:
-        generator.load_state_dict(resumed.tensors["generator"])
-        ema.load_state_dict(resumed.tensors["ema"])
-        _load_optimizer(optimizer, resumed.tensors["training"])
+        load_optimizer(optimizer, resumed.tensors["training"])
         controller.load_state_dict(resumed.state["controller"])
         state = resumed.state["progress"]
         say(f"resuming after step {state['step']}")
+    del resumed  # its tensors are as large as all of the above
     log = MetricsLog(out / "metrics.jsonl", state["step"], write=ranks.is_main)
 
     def save() -> None:
@@ -115,7 +130,7 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> dict:
             tensors = {
                 "generator": generator.state_dict(),
                 "ema": ema.state_dict(),
-                "training": _optimizer_tensors(optimizer),
+                "training": optimizer_tensors(optimizer),
             }
             body = {"progress": state, "controller": controller.state_dict()}
             save_checkpoint(out / "checkpoints", state["step"], tensors, body, config.keep_checkpoints)
@@ -133,7 +148,7 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> dict:
             tick, core_tick = time.monotonic(), time.process_time()
             step = state["step"]
             lr = learning_rate(config, step)
-            noise = normal_rows(share, noise_shape, "train", config.seed, step).to(device)
+            noise = normal_rows(share, noise_shape, "train", config.seed, step)
             torch.manual_seed(seed_for("network", config.seed, step, ranks.rank))  # dropout, if the network has any
 
             # One exact gradient over the whole rollout.
@@ -147,7 +162,7 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> dict:
                 return outcome.gradients if math.isfinite(outcome.loss) else {}
 
             accumulate_gradients(
-                lambda rows, noise=noise: generator(noise[rows], own_labels[rows]),
+                lambda rows, noise=noise: generator(noise[rows].to(device), own_labels[rows]),
                 encoders,
                 feature_gradients,
                 len(own_labels),
@@ -183,9 +198,10 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> dict:
             line = {"step": done, "loss": outcome.loss, "lr": lr, "grad_norm": grad_norm, "skipped": state["skipped"]}
             line |= {"scores": outcome.scores, "weights": dict(weights)}
             looking = last or done % config.check_every == 0
-            if looking and check is not None:
+            if looking and check is not None and judged is not None:
                 line["check"] = check_held_out(check(ema), state["checks"])
-                save_png(out / "samples" / f"step-{done:08d}.png", sample_grid(ema, dataset, config.seed, device))
+                grid = sample_grid(ema, dataset, config.seed, judged.micro_batch, device)
+                save_png(out / "samples" / f"step-{done:08d}.png", grid)
             if looking or skip or done % config.log_every == 0:
                 rate = (done - resumed_at) * config.rollout / (time.monotonic() - resumed_clock)
                 spent = {"seconds": state["train_seconds"], "core_seconds": state["core_seconds"]}
@@ -277,30 +293,6 @@ def check_held_out(ratios: dict[str, float], history: list[dict]) -> dict:
     return entry
 
 
-@torch.no_grad()
-def sample_grid(generator: nn.Module, dataset: Dataset, seed: int, device: str):
-    """One row a class (the first 20 classes), the same noise at every call: uint8 [H, W, c]."""
-    labels = torch.arange(min(dataset.num_classes, 20)).repeat_interleave(GRID_COLUMNS)
-    noise = normal_rows(slice(0, len(labels)), generator.noise_shape, "grid", seed)  # type: ignore[arg-type]
-    return image_grid(generator(noise.to(device), labels.to(device)).clamp(0, 1), GRID_COLUMNS)
-
-
-class MetricsLog:
-    """metrics.jsonl: one JSON object a line. Lines after the resumed step are dropped first, since they come again."""
-
-    def __init__(self, path: Path, step: int, write: bool):
-        self.path, self.enabled = path, write
-        if write and path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-            write_atomic(path, "".join(line + "\n" for line in kept))
-
-    def write(self, line: dict) -> None:
-        """Append one object; NaN and infinity are written as null, which JSON knows."""
-        if self.enabled:
-            with open(self.path, "a") as file:
-                file.write(json.dumps(_jsonable(line)) + "\n")
-
-
 @contextmanager
 def interruptible() -> Iterator[list[int]]:
     """Collects SIGINT and SIGTERM in a list instead of stopping at once; a second Ctrl-C stops at once."""
@@ -319,31 +311,6 @@ def interruptible() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": value for index, slots in state.items() for name, value in slots.items()}
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    body = optimizer.state_dict()
-    for key, value in tensors.items():
-        index, name = key.split(".")
-        body["state"].setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict(body)
-
-
-def _describe(floors: dict[str, float], battery, dataset: Dataset) -> dict:
-    sizes = {name: len(getattr(dataset, name)) for name in ("train", "val", "test")}
-    return {
-        "floors": floors,
-        "sizes": sizes,
-        "held_in": list(battery.held_in),
-        "held_out": list(battery.held_out),
-        "class_names": list(dataset.class_names),
-        "data_fingerprint": dataset.fingerprint,
-    }
-
-
 def _progress(done: int, steps: int, line: dict, floors: dict[str, float], rate: float, left: float) -> str:
     excess = sum(line["scores"][name] / floors[name] for name in floors) / len(floors)
     text = f"step {done}/{steps}  score/floor {excess:.2f}  {rate:,.0f} images/s  {left:.0f} s left"
@@ -355,16 +322,3 @@ def _progress(done: int, steps: int, line: dict, floors: dict[str, float], rate:
 
 def _printer(ranks: Ranks) -> Callable[[str], None]:
     return (lambda text: print(text, flush=True)) if ranks.is_main else (lambda text: None)
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return math.inf  # cut short by a kill
-
-
-def _jsonable(value):
-    if isinstance(value, dict):
-        return {key: _jsonable(item) for key, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

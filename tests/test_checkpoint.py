@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from irdm import checkpoint
 from irdm.checkpoint import load_checkpoint, load_latest, save_checkpoint, write_atomic
@@ -18,6 +19,20 @@ def test_round_trip_and_pruning(tmp_path):
     latest, refused = load_latest(tmp_path)
     assert latest.step == 3 and latest.state == {"skipped": 3} and not refused
     assert torch.equal(latest.tensors["generator"]["w"], TENSORS["generator"]["w"])
+
+
+def test_every_tensor_comes_back_as_it_was(tmp_path):
+    """Through safetensors' own reader, whatever the type, shape or layout."""
+    torch.manual_seed(0)
+    group = {dtype: torch.randn(3, 5).mul(9).to(dtype) for dtype in checkpoint.DTYPES}
+    group = {f"{dtype}": tensor for dtype, tensor in group.items()}
+    group |= {"turned": torch.randn(4, 6).T, "step": torch.tensor(7.0), "none": torch.empty(0, 3)}
+    group["leaf"] = torch.nn.Parameter(torch.randn(2))
+    path = save_checkpoint(tmp_path, 1, {"all": group}, {}) / "all.safetensors"
+    for found in (load_file(path), load_checkpoint(path.parent).tensors["all"]):
+        assert found.keys() == group.keys()
+        assert all(found[name].dtype == group[name].dtype for name in group)
+        assert all(torch.equal(found[name], group[name]) for name in group)
 
 
 def test_nothing_yet(tmp_path):

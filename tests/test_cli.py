@@ -18,7 +18,6 @@ import irdm.run
 import irdm.sample
 import irdm.train
 from irdm.cli import COMMANDS, main
-from irdm.data import DigitsConfig
 from irdm.presets import PRESETS
 from irdm.run import LoadedRun
 from irdm.sample import sample, turns
@@ -47,7 +46,7 @@ class Echo(nn.Module):
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run directory whose generator is Echo."""
-    loaded = LoadedRun(PRESETS["digits"](), DigitsConfig().build(), Echo(), "cpu", 1)
+    loaded = LoadedRun(PRESETS["digits"](), Echo(), "cpu", 1, 10, {})
     monkeypatch.setattr(irdm.run, "load_run", lambda path: loaded)
     return tmp_path / "run"
 

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import torch
 from pydantic import BaseModel, ValidationError
 
 import irdm
+from irdm.distances import NystromMMDConfig
+from irdm.generators import PixelMeanFlowConfig
 from irdm.overrides import UsageError, assign, describe, override, split_options
-from irdm.presets import PRESETS, RunConfig
+from irdm.presets import PRESETS, RunConfig, limited
+from irdm.train import learning_rate
 
 SOURCES = [ast.parse(path.read_text()) for path in Path(irdm.__file__).parent.rglob("*.py")]
 
@@ -60,13 +64,42 @@ def test_presets_build_and_go_through_json(name: str, tmp_path: Path):
     assert RunConfig.model_validate_json(config.model_dump_json()) == config
 
 
-@pytest.mark.parametrize("name", [name for name in PRESETS if name != "array"])
+@pytest.mark.parametrize("name", [name for name in PRESETS if name not in ("array", "imagenet")])
 def test_the_parts_of_a_preset_build(name: str):
     config = PRESETS[name]()
     dataset = config.data.build()
     network = config.generator.build(dataset.image_shape, dataset.num_classes)
     assert network.noise_shape
     assert config.distance.build()
+
+
+def test_the_imagenet_preset_holds_the_published_values():
+    config = PRESETS["imagenet"]()
+    assert (config.rollout, config.steps, config.lr, config.final_lr, config.warmup) == (5120, 4000, 1.6e-6, 1, 0)
+    assert (config.beta1, config.beta2, config.weight_decay, config.clip_norm) == (0.9, 0.95, 0, 1280)
+    assert learning_rate(config, 3999) == learning_rate(config, 0) == 1.6e-6
+    distance = config.distance
+    assert isinstance(distance, NystromMMDConfig)
+    assert (distance.landmarks, distance.scale, distance.bandwidths) == (4096, 1.0, (1.0,))
+    assert not config.joint and config.self_normalise
+    assert (config.controller.kind, config.controller.budget) == ("lagrangian", 10)
+    network = config.generator
+    assert isinstance(network, PixelMeanFlowConfig) and (network.guidance, network.interval) == (7.0, (0.2, 0.6))
+    with torch.device("meta"):
+        built = network.build((3, 256, 256), 1000)
+    assert sum(p.numel() for p in built.parameters()) == pytest.approx(955.5e6, rel=1e-3)
+    assert len(config.battery.held_in) == 10 and len(config.battery.held_out) == 4
+
+
+def test_limit_cuts_a_run_down_and_keeps_its_recipe():
+    start = PRESETS["imagenet"]()
+    config = limited(start, 64)
+    assert (config.rollout, config.micro_batch, config.steps, config.preset) == (64, 16, 2, "imagenet-limit-64")
+    assert config.data.limit == 64 and config.evaluation.rows == 64
+    assert (config.generator, config.distance, config.battery) == (start.generator, start.distance, start.battery)
+    assert limited(PRESETS["digits"](), 1797).rollout == 1024
+    with pytest.raises(ValueError, match="32 images"):
+        limited(start, 31)
 
 
 def test_unknown_keys_raise_at_every_depth():

@@ -26,7 +26,7 @@ LAYERS = (
     {"presets"},
     {"evaluate", "compare"},
     {"report"},
-    {"run"},
+    {"run", "estimate"},
     {"check", "sample", "train"},
     {"experiments"},
     {"commands"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -36,8 +37,16 @@ class Pictures(Split):
     def images(self) -> Float32[Tensor, "n 3 size size"]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """All of them, kept from then on: 12 KB a picture at 32 x 32, 786 KB at 256 x 256.
 
-        Raises ValueError naming every picture of the source that cannot be used.
+        Raises ValueError naming every picture of the source that cannot be used, or when they are more than the memory
+        of this machine.
         """
+        needed, there = 4 * len(self) * torch.Size(self.image_shape).numel(), physical_memory()
+        if needed > there:
+            raise ValueError(
+                f"The {len(self)} pictures of {self.source.path} would fill {needed / 2**30:.0f} GiB, and this machine "
+                f"has {there / 2**30:.0f}. Use fewer with --data.limit or smaller ones with --data.size; or train with "
+                "--battery.kind panel against a reference on disk, --reference, which needs none of them."
+            )
         return self._decoded(self.rows)
 
     def take(self, rows: Int64[Tensor, " k"]) -> Split:
@@ -133,6 +142,11 @@ class ImagesConfig(SplitConfig):
             raise ValueError(f"{self.val} holds {len(rows)} picture; expected at least 2, for val and test. Add some.")
         order = _by_class(source.labels[rows], generator_for("halves", self.split_seed))
         return {"val": (source, rows[order[0::2].sort().values]), "test": (source, rows[order[1::2].sort().values])}
+
+
+def physical_memory() -> int:
+    """Bytes of memory that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _sha256(content: bytes | NDArray) -> bytes:

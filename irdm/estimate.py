@@ -1,0 +1,135 @@
+"""What a run will cost, before it is started: parameters, memory on a device, arithmetic and time of a step.
+
+Estimates, and no more: networks are counted without being run (without the attention products, a few per cent), and a
+device is judged by one matrix product.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from irdm.encoders.panel import PANEL, PanelBatteryConfig
+from irdm.generators import AnyGenerator, PixelMeanFlowConfig
+from irdm.presets import RunConfig
+
+FLOAT = 4  # bytes
+EFFICIENCY = 0.5  # of the rate of a large matrix product, which training usually reaches
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one network: its parameters, and for one image the operations forward and the bytes kept for the way back."""
+
+    parameters: float
+    flops: float
+    graph_bytes: float
+
+
+def _cost(megaparameters: float, gigaflops: float, megabytes: float) -> Cost:
+    return Cost(megaparameters * 1e6, gigaflops * 1e9, megabytes * 1e6)
+
+
+PANEL_COSTS = {
+    "inception": _cost(21.8, 11.4, 99),
+    "convnext": _cost(88.7, 30.7, 185),
+    "mae": _cost(303.3, 119.3, 420),
+    "clip": _cost(304.0, 196.7, 498),
+    "dinov3_l": _cost(303.1, 121.7, 443),
+    "pe_core_l": _cost(316.8, 156.6, 495),
+    "siglip2": _cost(427.8, 162.6, 571),
+    "aimv2_huge": _cost(680.9, 348.4, 986),
+    "webssl_dino_1b": _cost(1134.8, 582.5, 1642),
+    "dreamsim": _cost(258.0, 101.0, 575),  # three ViT-B/16, by their sizes
+    "dinov2": _cost(303.3, 196.7, 497),
+    "siglip_v1": _cost(428.2, 604.2, 967),
+    "cradiov3_l": _cost(319.9, 159.9, 459),
+    "flux_vae": _cost(34.3, 270.8, 432),
+}
+"""The panel, counted by `count` from its architectures: weights need not be here to know what they will cost."""
+
+
+def count(network: nn.Module, *inputs: Tensor) -> Cost:
+    """A network on the meta device, applied to a batch of inputs there; nothing is allocated or computed."""
+    seen: dict[int, tuple[Tensor, int]] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        seen[tensor.untyped_storage()._cdata] = tensor, tensor.untyped_storage().nbytes()
+        return tensor
+
+    with FakeTensorMode(allow_non_fake_inputs=True):  # autocast does not know the meta device
+        network = network.to_empty(device="cpu")
+        own = {tensor.untyped_storage()._cdata for tensor in network.state_dict().values()}
+        batch = [torch.empty_like(tensor, device="cpu") for tensor in inputs]
+        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+        with FlopCounterMode(display=False) as counter, hooks:
+            network(*batch)
+    rows = len(inputs[0])
+    kept = sum(size for key, (_, size) in seen.items() if key not in own)
+    return Cost(sum(p.numel() for p in network.parameters()), counter.get_total_flops() / rows, kept / rows)
+
+
+def generator_cost(config: AnyGenerator, image_shape: tuple[int, int, int], num_classes: int) -> Cost:
+    """A generator, from its configuration. Raises ValueError for one that cannot draw such images."""
+    with torch.device("meta"):
+        network = config.build(image_shape, num_classes)
+        shape: tuple[int, ...] = network.noise_shape  # type: ignore[assignment]
+        return count(network, torch.empty(2, *shape), torch.empty(2, dtype=torch.int64))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """`parameters` of the generator, `memory` in bytes of one rank's device by part, `flops` of a step of all ranks."""
+
+    parameters: float
+    memory: dict[str, float]
+    flops: float
+
+
+def estimate(config: RunConfig, image_shape: tuple[int, int, int], num_classes: int, ranks: int = 1) -> Estimate:
+    """A run with the panel. Letters of method.md: N images a step, m landmarks, d features."""
+    assert isinstance(config.battery, PanelBatteryConfig)
+    generator = generator_cost(config.generator, image_shape, num_classes)
+    trained = [PANEL_COSTS[name] for name in config.battery.held_in]
+    widths = sum(PANEL[name].dim for name in config.battery.held_in)
+    micro_batch = min(config.micro_batch or config.rollout, -(-config.rollout // ranks))
+    memory = {
+        "weights, average, moments, gradient": 5 * FLOAT * generator.parameters,
+        "encoders": FLOAT * sum(PANEL_COSTS[name].parameters for name in config.battery.names),
+        "references": FLOAT * widths * getattr(config.distance, "landmarks", 0),
+        "features and their gradients": 3 * FLOAT * widths * config.rollout,
+        f"micro-batch of {micro_batch}": micro_batch
+        * (generator.graph_bytes + max(cost.graph_bytes for cost in trained)),
+        "graphs kept": config.graph_memory_gib * 2**30,
+    }
+    if ranks > 1:
+        memory["gradient on its way"] = FLOAT * generator.parameters
+    recomputed = isinstance(config.generator, PixelMeanFlowConfig) and config.generator.gradient_checkpointing
+    # Pass 1 forward; pass 3 forward and backward, where the generator's weights and inputs both have a gradient and the
+    # encoders only hand one on. Held-out encoders run at checks alone.
+    image = (5 if recomputed else 4) * generator.flops + 3 * sum(cost.flops for cost in trained)
+    return Estimate(generator.parameters, memory, config.rollout * image)
+
+
+def matmul_rate(device: str, seconds: float = 0.5) -> float:
+    """Operations a second of a large square matrix product: bfloat16 on CUDA, else float32; the best of a few."""
+    on_cuda = device.startswith("cuda")
+    size, dtype = (8192, torch.bfloat16) if on_cuda else (1024, torch.float32)
+    a = torch.ones(size, size, device=device, dtype=dtype)
+    best, until = 0.0, time.monotonic() + seconds
+    while not best or time.monotonic() < until:
+        start = time.monotonic()
+        product = a @ a
+        product[0, 0].item()  # waits for the device
+        best = max(best, 2 * size**3 / (time.monotonic() - start))
+    return best
+
+
+def step_seconds(flops: float, rate: float, devices: int = 1) -> float:
+    """Seconds of a step on devices that each multiply matrices at `rate`."""
+    return flops / (EFFICIENCY * rate * devices)

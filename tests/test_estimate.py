@@ -1,0 +1,77 @@
+"""Estimates: counted networks against arithmetic by hand and against networks that run; what they scale with."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from irdm.encoders.panel import PANEL
+from irdm.estimate import PANEL_COSTS, count, estimate, generator_cost, matmul_rate, step_seconds
+from irdm.generators import PMF_FAMILIES, PixelMeanFlowConfig
+from irdm.presets import PRESETS
+
+SMALL = {"width": 64, "depth": 2, "heads": 2, "head_depth": 1, "patch": 8}
+
+
+def test_a_perceptron_is_counted_as_by_hand():
+    with torch.device("meta"):
+        network = nn.Sequential(nn.Linear(30, 50, bias=False), nn.ReLU(), nn.Linear(50, 7))
+        cost = count(network, torch.empty(4, 30))
+    assert cost.parameters == 30 * 50 + 50 * 7 + 7
+    assert cost.flops == 2 * (30 * 50 + 50 * 7)
+    assert cost.graph_bytes == 4 * (30 + 50), "the input of each layer; what relu keeps is the second one's input"
+
+
+def test_a_generator_is_counted_without_its_weights():
+    config = PixelMeanFlowConfig(**SMALL, weights="nowhere.safetensors")
+    cost = generator_cost(config, (3, 32, 32), 10)
+    network = PixelMeanFlowConfig(**SMALL).build((3, 32, 32), 10)
+    assert cost.parameters == sum(p.numel() for p in network.parameters())
+    with FlopCounterMode(display=False) as counter:
+        network(torch.randn(2, 3, 32, 32), torch.zeros(2, dtype=torch.int64))
+    assert cost.flops == pytest.approx(counter.get_total_flops() / 2, rel=0.05)
+    recomputed = generator_cost(config.model_copy(update={"gradient_checkpointing": True}), (3, 32, 32), 10)
+    assert recomputed.graph_bytes < cost.graph_bytes / 2 and recomputed.flops == cost.flops
+
+
+def test_the_released_network_costs_two_operations_a_weight_and_token():
+    cost = generator_cost(PMF_FAMILIES["B"], (3, 256, 256), 1000)
+    assert cost.flops == pytest.approx(2 * cost.parameters * (256 + 20), rel=0.1)
+
+
+def test_the_panel_is_in_the_table_and_its_parameters_fill_the_files():
+    assert set(PANEL_COSTS) == set(PANEL)
+    for name, cost in PANEL_COSTS.items():
+        gigabytes = 4 * cost.parameters / 1e9
+        # Some files hold a text tower, a decoder or a classifier too.
+        assert 0.45 * PANEL[name].weights.gigabytes < gigabytes < 1.1 * PANEL[name].weights.gigabytes, name
+
+
+def test_the_table_holds_what_the_architecture_says():
+    timm = pytest.importorskip("timm")
+    with torch.device("meta"):
+        model = timm.create_model(PANEL["mae"].model, **PANEL["mae"].arguments, num_classes=0).requires_grad_(False)
+        images = torch.empty(2, 3, 224, 224)
+        found = count(model, images)
+    assert found.parameters == pytest.approx(PANEL_COSTS["mae"].parameters, rel=0.01)
+    assert found.flops == pytest.approx(PANEL_COSTS["mae"].flops, rel=0.01)
+
+
+def test_what_an_estimate_scales_with():
+    config = PRESETS["imagenet"]().model_copy(update={"generator": PixelMeanFlowConfig(**SMALL)})
+
+    def of(ranks: int = 1, **fields):
+        return estimate(config.model_copy(update=fields), (3, 256, 256), 1000, ranks)
+
+    one = of()
+    assert of(rollout=2560).flops == one.flops / 2
+    assert sum(of(micro_batch=8).memory.values()) < sum(one.memory.values()) - 10e9
+    assert of(ranks=8).flops == one.flops and "gradient on its way" in of(ranks=8).memory
+    assert step_seconds(one.flops, 1e14, 8) == pytest.approx(step_seconds(one.flops, 1e14) / 8)
+    # The published run: about 80 H200-hours for 4000 steps, on some 700 TFLOP/s.
+    published = estimate(PRESETS["imagenet"](), (3, 256, 256), 1000)
+    assert 0.5 < step_seconds(published.flops, 7e14) * 4000 / 3600 / 80 < 2.5
+
+
+def test_the_measured_rate_is_a_rate():
+    assert 1e7 < matmul_rate("cpu", seconds=0.05) < 1e14
