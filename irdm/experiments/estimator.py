@@ -75,11 +75,19 @@ def claims(table: Table) -> list[Claim]:
         ]
         return sum(rows) / len(rows)
 
+    best = min(table, key=lambda row: table[row]["sw"].mean)
+    paper = row_name("frozen", "biased", 1.0).rsplit(",", 1)[0]
     frozen, resampled = mean("frozen"), mean("resampled")
     biased, unbiased = mean(repulsion="biased"), mean(repulsion="unbiased")
     return [
         Claim(
-            "A frozen reference of all the real data beats a fresh batch",
+            "At its best bandwidth the paper's estimator, frozen and biased, is the best of all",
+            "Nyström with exact biased repulsion is the method",
+            f"best: {best}, SW ratio {table[best]['sw']}",
+            best.startswith(paper),
+        ),
+        Claim(
+            "A frozen reference of all the real data beats a fresh batch at every bandwidth on average",
             "Nyström above exact MMD in Table 4 and in Fig. 3",
             f"mean SW ratio {frozen:.3f} frozen, {resampled:.3f} resampled",
             frozen < resampled,
@@ -101,5 +109,6 @@ STUDY = Study(
     cells=cells,
     figure=figure,
     claims=claims,
-    notes=f"{SECONDS:.0f} core-seconds of training a run at a rollout of {ROLLOUT}, one bandwidth each.",
+    notes=f"{SECONDS:.0f} core-seconds of training a run at a rollout of {ROLLOUT}, one bandwidth each. A fresh "
+    "batch of 256 costs less than a reference of 1199 images, so it takes more steps in the same time.",
 )
