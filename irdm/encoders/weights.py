@@ -221,12 +221,17 @@ class Weights:
 
 
 def require(module: str):
-    """A package of the panel. Raises ValueError with the command that installs it."""
+    """A package of the panel. Raises ValueError that says how to install it, or what it was not built for."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise ValueError(
             f"This needs the package {module.partition('.')[0]} ({error}). Install it: pip install 'irdm[panel]'"
+        ) from error
+    except RuntimeError as error:  # what torchvision says beside a torch that it was not built for
+        raise ValueError(
+            f"The package {module.partition('.')[0]} cannot be imported ({error}). If that is about torchvision, "
+            f"install the torchvision that was built for torch {torch.__version__}."
         ) from error
 
 

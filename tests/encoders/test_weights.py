@@ -235,6 +235,15 @@ def test_a_missing_package_is_named_with_its_extra():
         require("no_such_package.inside")
 
 
+def test_a_package_built_for_another_torch_is_named(monkeypatch):
+    def broken(name):
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr(module.importlib, "import_module", broken)
+    with pytest.raises(ValueError, match="timm cannot be imported.*nms.*torchvision that was built for torch"):
+        require("timm")
+
+
 # --- irdm encoders ---------------------------------------------------------------------------------------------------
 
 
