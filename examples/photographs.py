@@ -1,7 +1,7 @@
-"""Judge photographs: degraded and fresh crops of two photographs against others of them, without any weights.
+"""Judge photographs: fresh and degraded crops of two photographs against other crops of them, without any weights.
 
-python examples/photographs.py [FOLDER] makes folders of crops, builds a reference from train and val, judges a fresh
-and a blurred folder, and compares the two. Minutes on two cores; each step is one command line.
+python examples/photographs.py [FOLDER] cuts two photographs into squares that are dealt out to train, val and fresh,
+builds a reference from train and val, judges the fresh squares and the same ones blurred, and compares the two.
 """
 
 import random
@@ -13,25 +13,22 @@ from sklearn.datasets import load_sample_images
 
 from irdm.cli import main as irdm
 
-CROP, COUNTS, STEPS = 64, {"train": 600, "val": 400, "fresh": 200}, 100
+SIDE, SHARES, STEPS = 24, {"train": 2, "val": 1, "fresh": 1}, 150
 
 
-def write_crops(folder: Path) -> None:
-    """Crops of both photographs, one folder a photograph: no two splits share a strip of either."""
-    rng = random.Random(0)
-    strips = 24
+def write_squares(folder: Path) -> None:
+    """Squares of both photographs, one folder a photograph: none overlaps another, and each goes to one split."""
     for number, pixels in enumerate(load_sample_images().images):
         picture = Image.fromarray(pixels)
-        width = picture.width // strips
-        for place, (split, count) in enumerate(COUNTS.items()):
-            columns = [strip * width for strip in range(strips) if strip % len(COUNTS) == place]
-            for i in range(count // 2):
-                left, top = rng.choice(columns), rng.randrange(picture.height - CROP)
-                crop = picture.crop((left, top, left + width, top + CROP))
-                save(crop, folder / split / f"photograph-{number}" / f"{i:04d}.png")
-                if split == "fresh":
-                    blurred = crop.filter(ImageFilter.GaussianBlur(1.5))
-                    save(blurred, folder / "blurred" / f"photograph-{number}" / f"{i:04d}.png")
+        corners = [(x, y) for x in range(0, picture.width - SIDE, SIDE) for y in range(0, picture.height - SIDE, SIDE)]
+        random.Random(number).shuffle(corners)
+        splits = [split for split, share in SHARES.items() for _ in range(share)]
+        for i, (x, y) in enumerate(corners):
+            square, name = picture.crop((x, y, x + SIDE, y + SIDE)), f"photograph-{number}/{x:03d}-{y:03d}.png"
+            split = splits[i % len(splits)]
+            save(square, folder / split / name)
+            if split == "fresh":
+                save(square.filter(ImageFilter.GaussianBlur(2)), folder / "blurred" / name)
 
 
 def save(image: Image.Image, path: Path) -> None:
@@ -40,18 +37,19 @@ def save(image: Image.Image, path: Path) -> None:
 
 
 def main(folder: Path) -> None:
-    write_crops(folder)
-    reference = str(folder / "reference")
-    sources = ["--train", str(folder / "train"), "--val", str(folder / "val")]
-    run("reference", "build", "photographs", *sources, "--out", reference, "--battery-steps", str(STEPS))
-    for split in ("fresh", "blurred"):
-        run("eval", str(folder / split), "--reference", reference, "--out", str(folder / f"judged-{split}"))
-    run("compare", str(folder / "judged-fresh"), str(folder / "judged-blurred"))
+    """The four commands, as they would be typed."""
+    write_squares(folder)
+    reference, judged = folder / "reference", {name: folder / f"judged-{name}" for name in ("fresh", "blurred")}
+    sources = ("--train", folder / "train", "--val", folder / "val")
+    run("reference", "build", "photographs", *sources, "--out", reference, "--battery-steps", STEPS)
+    for name, out in judged.items():
+        run("eval", folder / name, "--reference", reference, "--out", out)
+    run("compare", judged["fresh"], judged["blurred"])
 
 
-def run(*words: str) -> None:
-    if irdm(words):
-        raise SystemExit(f"irdm {' '.join(words)} failed")
+def run(*words: object) -> None:
+    if code := irdm([str(word) for word in words]):
+        raise SystemExit(code)
 
 
 if __name__ == "__main__":

@@ -61,14 +61,14 @@ def claimed(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def resumable(path: Path) -> Iterator[None]:
-    """Say of a disk that is full, while `path` is built, that what is finished stays."""
+def resumable(path: Path, parts: str) -> Iterator[None]:
+    """Say of a disk that filled up while `path` was written that the finished `parts` stay. Raises OSError."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "repeat the command" in str(error):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        message = f"{error.strerror}: {path} could not be finished. What is finished is kept: make room and repeat the"
+        message = f"{error.strerror}: {path} could not be written. Finished {parts} are kept: make room and repeat the"
         raise OSError(error.errno, f"{message} command to go on.") from error
 
 

@@ -115,7 +115,7 @@ def _images(given: argparse.Namespace, judge: Judge, out: Path, ranks: Ranks, sa
     if not (given.source / "config.json").is_file():
         return open_source(given.source)
     drawn = out / f"generated-seed-{given.seed}.npz"
-    if ranks.is_main and not drawn.exists():
+    if ranks.is_main:
         count = given.count or judge.draw_rows
         say(f"drawing {count} images from {given.source}")
         sample_run(given.source, count=count, seed=given.seed, format="npz", out=drawn)

@@ -5,6 +5,7 @@ Letters: n rows, d features.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -49,6 +50,20 @@ class BankConfig(Config):
         return EvaluationConfig(**{name: getattr(self, name) for name in shared}, seed=seed)
 
 
+class OnDevice:
+    """Rows that are brought to a device as they are asked for, so that what is done with them is done there."""
+
+    def __init__(self, rows: Rows, device: str):
+        self._rows, self._device = rows, device
+        self.shape = rows.shape
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: slice | Tensor, /) -> Tensor:
+        return self._rows[index].to(self._device)
+
+
 @dataclass(frozen=True)
 class EncoderBank:
     """The real side under one encoder."""
@@ -59,7 +74,7 @@ class EncoderBank:
     """Of all train rows."""
     train: Float[Tensor, "n d"]
     """Random train rows."""
-    val: Float[Tensor, "n d"]
+    val: Float[Tensor, "v d"]
     """Random rows of fresh real images."""
 
     @classmethod
@@ -78,15 +93,16 @@ class EncoderBank:
         for kind, bank in self.ratios.items():
             tensors |= {f"{kind}/{key.rpartition('.')[2]}": value for key, value in bank.state_dict().items()}
         tensors = {key: value.cpu().contiguous() for key, value in tensors.items()}
-        notes = {kind: bank.protocol.model_dump_json() for kind, bank in self.ratios.items()}
-        return save(tensors | {"table/train": self.train.cpu(), "table/val": self.val.cpu()}, notes)
+        tensors |= {"table/train": self.train.cpu(), "table/val": self.val.cpu()}
+        protocols = {kind: bank.protocol.model_dump(mode="json") for kind, bank in self.ratios.items()}
+        return save(tensors, {"protocols": json.dumps(protocols)})  # one note: several come in a random order
 
     @classmethod
     def load(cls, tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -> EncoderBank:
         """The bank that `to_bytes` wrote."""
-        ratios = {}
+        ratios, protocols = {}, json.loads(notes["protocols"])
         for kind in KINDS:
-            protocol = RatioProtocol.model_validate_json(notes[kind])
+            protocol = RatioProtocol.model_validate(protocols[kind])
             own = {f"{protocol.encoders[0]}.{key}": value for key, value in _part(tensors, kind).items()}
             ratios[kind] = RatioBank.load(protocol, own)
         return cls(ratios, Moments.load(_part(tensors, "moments")), tensors["table/train"], tensors["table/val"])

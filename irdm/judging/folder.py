@@ -79,16 +79,17 @@ def hash_file(path: Path) -> dict[str, Any]:
     return {"sha256": digest.hexdigest(), "bytes": path.stat().st_size}
 
 
-def write_plan(path: Path, plan: Mapping[str, Any]) -> None:
-    """Claim the directory for this plan, or find that it is claimed.
-
-    Raises ValueError when it is claimed for another plan or holds something else.
-    """
-    there = [entry.name for entry in path.iterdir() if not entry.name.startswith(".")] if path.is_dir() else []
-    if not there:
-        write_atomic(path / PLAN, json.dumps(plan, indent=1))
-    elif PLAN not in there:
+def refuse_foreign(path: Path) -> None:
+    """Raises ValueError when the directory holds files, and not those of a reference."""
+    there = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith(".")) if path.is_dir() else []
+    if there and PLAN not in there:
         raise ValueError(f"{path} holds {there[0]} and is no reference; choose an empty or a new directory.")
+
+
+def write_plan(path: Path, plan: Mapping[str, Any]) -> None:
+    """Make the directory that of this plan, or find that it is. Raises ValueError when it is that of another plan."""
+    if not (path / PLAN).exists():
+        write_atomic(path / PLAN, json.dumps(plan, indent=1))
     elif (found := json.loads((path / PLAN).read_text())) != plan:
         lines = [f"  {key}: {_short(found.get(key))} there, {_short(plan[key])} now" for key in plan]
         odd = [line for key, line in zip(plan, lines, strict=True) if found.get(key) != plan[key]]

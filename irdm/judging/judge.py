@@ -12,7 +12,7 @@ from irdm.encoders.base import Battery
 from irdm.encoders.families import PanelNetwork
 from irdm.encoders.local import LocalBatteryConfig
 from irdm.encoders.panel import PanelBatteryConfig, fingerprint
-from irdm.judging.bank import KINDS, BankConfig, EncoderBank, joined
+from irdm.judging.bank import KINDS, BankConfig, EncoderBank, OnDevice, joined
 from irdm.judging.folder import ENCODERS, SAMPLES, ReferenceFolder
 from irdm.metrics.base import Tables, matched
 from irdm.metrics.frechet_distance import frechet_distances
@@ -71,7 +71,7 @@ class Judge:
             battery = PanelBatteryConfig(**split, weights=weights).fit()
         else:
             raise ValueError(f"The reference {self.folder.name} was built with encoders of your own; pass them.")
-        self.check(battery.encoders, weights)
+        self.check(dict(battery.encoders.items()), weights)
         return battery.to(self.device)
 
     def check(self, encoders: Mapping[str, nn.Module], weights: Path | None = None) -> None:
@@ -112,6 +112,7 @@ class Judge:
         """
         say = progress or (lambda text: None)
         names = self.chosen(list(generated))
+        generated = {name: OnDevice(generated[name], self.device) for name in names}
         banks = self._encoder_banks(names)
         train, val = {n: bank.train for n, bank in banks.items()}, {n: bank.val for n, bank in banks.items()}
         settings: dict[str, Any] = {"held_out": self.held_out, "seed": seed}

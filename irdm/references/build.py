@@ -25,9 +25,18 @@ from irdm.distances import AnyDistance, NystromMMDConfig
 from irdm.distributed import Ranks
 from irdm.encoders import LocalBatteryConfig
 from irdm.judging import BankConfig, ReferenceFolder
-from irdm.judging.bank import EncoderBank
+from irdm.judging.bank import EncoderBank, OnDevice
 from irdm.judging.evaluate import MIN_IMAGES, sheet
-from irdm.judging.folder import ENCODERS, FORMAT, MANIFEST, SAMPLES, address_of, write_manifest, write_plan
+from irdm.judging.folder import (
+    ENCODERS,
+    FORMAT,
+    MANIFEST,
+    SAMPLES,
+    address_of,
+    refuse_foreign,
+    write_manifest,
+    write_plan,
+)
 from irdm.judging.judge import encoder_identity
 from irdm.reference import fit_distance
 from irdm.references.opened import ReferenceSet, open_reference
@@ -108,7 +117,9 @@ def build_references(
     if ranks.any(ranks.is_main and _finished(path, plan), device):
         say(f"{path} is there already")
         return open_reference(path)
-    with resumable(path), claimed(path) if ranks.is_main else nullcontext():
+    if ranks.is_main:
+        refuse_foreign(path)
+    with claimed(path) if ranks.is_main else nullcontext():
         if ranks.is_main:
             write_plan(path, plan)
             (path / MANIFEST).unlink(missing_ok=True)
@@ -128,11 +139,12 @@ def build_references(
             )
             for split, source in (("train", train), ("val", val))
         ]
-        for number, encoder in enumerate(encoders):
-            if number % ranks.size == ranks.rank:
-                _fit(encoder, path, stores[0], stores[1], config, device, say)
-        if ranks.is_main:
-            _finish(name, path, plan, panel, stores, val, config, command)
+        with resumable(path, "files"):
+            for number, encoder in enumerate(encoders):
+                if number % ranks.size == ranks.rank:
+                    _fit(encoder, path, stores[0], stores[1], config, device, say)
+            if ranks.is_main:
+                _finish(name, path, plan, panel, stores, val, config, command)
         while not (path / MANIFEST).exists():  # no barrier: it would time out while a peer finishes an encoder
             time.sleep(0.1)
     return open_reference(path)
@@ -185,7 +197,8 @@ def _fit(
     bank, training = path / "judging" / f"{name}.safetensors", path / "training" / f"{name}.safetensors"
     if not bank.exists():
         say(f"{name}: what evaluation compares with")
-        write_atomic(bank, EncoderBank.build(name, train[name], val[name], config.judging, config.seed).to_bytes())
+        tables = (OnDevice(store[name], device) for store in (train, val))
+        write_atomic(bank, EncoderBank.build(name, *tables, config.judging, config.seed).to_bytes())
     if not training.exists():
         say(f"{name}: the distance and its floor")
         labels = (train.labels, val.labels)

@@ -5,12 +5,9 @@ What a store holds is described in `irdm.store.reader`. Letters: n rows, k rows 
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import json
 import os
-import platform
 import re
 import shutil
 import time
@@ -26,7 +23,7 @@ from jaxtyping import Float32, Int64
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from irdm.checkpoint import write_atomic
+from irdm.checkpoint import claimed, resumable, write_atomic
 from irdm.data.decode import PREPROCESSING
 from irdm.data.sources import ImageSource
 from irdm.distributed import Ranks
@@ -88,13 +85,8 @@ def build_store(
         count = _Counter(sum(len(order[shard]) for shard in todo), say)
         for shard in todo:
             folder = shard_folder(path, shard)
-            try:
+            with resumable(folder, "shards"):
                 _write_shard(folder, order[shard], source, encoders, size, micro_batch, device, count)
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                    raise
-                message = f"{error.strerror}: {folder} could not be written. Finished shards are kept: make room and"
-                raise OSError(error.errno, f"{message} repeat the command to go on.") from error
         if ranks.is_main and not (path / "manifest.json").exists():
             _write_manifest(path, what, len(order))
         while not (path / "manifest.json").exists():  # no barrier: it would time out while a peer finishes its shard
@@ -232,18 +224,7 @@ def _claimed(path: Path, identity: dict[str, Any]) -> Iterator[None]:
     there = [entry.name for entry in path.iterdir() if not entry.name.startswith(".")]
     if there and claim.name not in there:
         raise ValueError(f"{path} holds {there[0]} and is no store; choose an empty or a new directory.")
-    with open(path / ".lock", "a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it when the process dies
-        except BlockingIOError:
-            lock.seek(0)
-            raise ValueError(
-                f"{path} is being built by {lock.read().strip() or 'another process'}. Wait until that has finished; "
-                "the same command then finds the store there."
-            ) from None
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {platform.node()}")
-        lock.flush()
+    with claimed(path):
         if claim.exists() and (found := json.loads(claim.read_text())) != identity:
             odd = [key for key in identity if found.get(key) != identity[key]]
             has, wanted = (json.dumps({key: where.get(key) for key in odd})[:400] for where in (found, identity))
