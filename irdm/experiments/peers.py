@@ -190,6 +190,6 @@ STUDY = Study(
     figure=figure,
     claims=claims,
     notes=f"{SECONDS:.0f} core-seconds of training each; the encoders of iRDM and drifting are fitted before, once for "
-    "all runs. iRDM and drifting stand at their best batch. One residual perceptron (width 512, depth 4); the baselines "
-    "add inputs for time. Their settings are the best of a short search on this data set.",
+    "all runs. iRDM and drifting stand at their best batch. One residual perceptron (width 512, depth 4), to which the "
+    "baselines add inputs for time; their settings are the best of a short search on this data set.",
 )
