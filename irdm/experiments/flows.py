@@ -27,9 +27,8 @@ from irdm.train import update_average
 
 Velocity = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # a field: u(z [n d], t [n], r [n], labels [n]) -> [n d]
 
-FREQUENCIES = 5  # cosines and sines of each time: pi/2 times 1, 2, 4, ...
 EARLIEST = 0.05  # from here to t = 0 the velocity's error counts less and less, since it is the image's divided by t
-ADAPTIVE_OFFSET = 1e-3  # c of MeanFlow's adaptive weight 1 / (error + c), its power p = 1
+ADAPTIVE_OFFSET = 1e-3  # c of MeanFlow's adaptive weight 1 / (error + c)^p
 WARMUP = 0.05  # share of the steps over which the learning rate rises from 0
 FINAL_LR = 0.01  # share of the peak learning rate at the last step
 CLIP_NORM = 1.0
@@ -45,6 +44,8 @@ class FlowConfig(Config):
     """Units of every hidden layer."""
     depth: int = Field(default=4, ge=1)
     """Hidden layers."""
+    frequencies: int = Field(default=5, ge=1)
+    """Cosines, and sines, that tell the network a time: of pi/2 times 1, 2, 4, ... times it."""
     steps: int = Field(default=1000, ge=1)
     """Optimizer steps."""
     batch: int = Field(default=256, ge=1)
@@ -61,6 +62,8 @@ class FlowConfig(Config):
     """Standard deviation of the logit of a training time."""
     instant_share: float = Field(default=0.5, ge=0, le=1)
     """Share of MeanFlow's rows with r = t, which learn the velocity itself."""
+    adaptive_power: float = Field(default=1.0, ge=0)
+    """Power p of MeanFlow's adaptive weight; 0 weights all rows alike."""
     seed: int = Field(default=0, ge=0)
     """Seed of the initial weights, the batches, the times and the noise."""
 
@@ -76,9 +79,9 @@ class FlowNetwork(nn.Module):
     def __init__(self, config: FlowConfig, image_shape: tuple[int, int, int], num_classes: int):
         super().__init__()
         self.image_shape, self.kind = tuple(image_shape), config.kind
-        self.register_buffer("frequencies", math.pi / 2 * 2.0 ** torch.arange(FREQUENCIES), persistent=False)
+        self.register_buffer("frequencies", math.pi / 2 * 2.0 ** torch.arange(config.frequencies), persistent=False)
         times = 1 if config.kind == "flow-matching" else 2
-        inputs = math.prod(image_shape) + times * 2 * FREQUENCIES
+        inputs = math.prod(image_shape) + times * 2 * config.frequencies
         body = MLPConfig(width=config.width, depth=config.depth, noise_dim=inputs)
         self.body = body.build(image_shape, num_classes)
 
@@ -137,7 +140,7 @@ def flow_matching_loss(
 def mean_flow_loss(
     field: Velocity, x: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], config: FlowConfig, draw: torch.Generator
 ) -> Float[Tensor, ""]:
-    """Squared distance to the MeanFlow target with the adaptive weight of p = 1 (Geng et al., 2505.13447, Alg. 1)."""
+    """Squared distance to the MeanFlow target with an adaptive weight (Geng et al., 2505.13447, Sec. 4.3)."""
     first, second = draw_times(len(x), config, draw), draw_times(len(x), config, draw)
     t = torch.maximum(first, second)
     r = torch.where(torch.rand(len(x), generator=draw) < config.instant_share, t, torch.minimum(first, second))
@@ -145,7 +148,7 @@ def mean_flow_loss(
     z = x + t[:, None] * (e - x)
     target = mean_flow_target(field, z, e - x, t, r, labels)
     error = (field(z, t, r, labels) - target).square().sum(1)
-    return (error / (error.detach() + ADAPTIVE_OFFSET)).mean()
+    return (error / (error.detach() + ADAPTIVE_OFFSET) ** config.adaptive_power).mean()
 
 
 @torch.no_grad()
@@ -176,7 +179,7 @@ LOSSES = {"flow-matching": flow_matching_loss, "mean-flow": mean_flow_loss}
 
 TUNED = {
     "flow-matching": FlowConfig(kind="flow-matching", lr=1e-3),
-    "mean-flow": FlowConfig(kind="mean-flow", lr=4e-3),
+    "mean-flow": FlowConfig(kind="mean-flow", lr=8e-3, frequencies=3),
 }
 
 

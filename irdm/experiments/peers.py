@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SECONDS = 60.0
 DRIFTING_BATCHES = (128, 512, 1024)  # the best of them stands for drifting
-OUR_BATCHES = (256, 512)  # with uniform weights, which never stop at the real floor; beside the gated preset
+OUR_BATCHES = (512, 1024)  # with uniform weights, which never stop at the real floor; beside the gated preset
 PRESET, MEAN_FLOW = "iRDM preset, 1 step", "MeanFlow, 1 step"
 FLOW_STEPS = (1, 4, 50)
 TIMED_IMAGES, TIMED_RUNS = 256, 9
