@@ -1,5 +1,7 @@
 """Estimates: counted networks against arithmetic by hand and against networks that run; what they scale with."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -10,7 +12,7 @@ from irdm.estimate import PANEL_COSTS, count, estimate, generator_cost, matmul_r
 from irdm.generators import PMF_FAMILIES, PixelMeanFlowConfig
 from irdm.presets import PRESETS
 
-SMALL = {"width": 64, "depth": 2, "heads": 2, "head_depth": 1, "patch": 8}
+SMALL = PixelMeanFlowConfig(width=64, depth=2, heads=2, head_depth=1, patch=8)
 
 
 def test_a_perceptron_is_counted_as_by_hand():
@@ -23,9 +25,9 @@ def test_a_perceptron_is_counted_as_by_hand():
 
 
 def test_a_generator_is_counted_without_its_weights():
-    config = PixelMeanFlowConfig(**SMALL, weights="nowhere.safetensors")
+    config = SMALL.model_copy(update={"weights": Path("nowhere.safetensors")})
     cost = generator_cost(config, (3, 32, 32), 10)
-    network = PixelMeanFlowConfig(**SMALL).build((3, 32, 32), 10)
+    network = SMALL.build((3, 32, 32), 10)
     assert cost.parameters == sum(p.numel() for p in network.parameters())
     with FlopCounterMode(display=False) as counter:
         network(torch.randn(2, 3, 32, 32), torch.zeros(2, dtype=torch.int64))
@@ -58,7 +60,7 @@ def test_the_table_holds_what_the_architecture_says():
 
 
 def test_what_an_estimate_scales_with():
-    config = PRESETS["imagenet"]().model_copy(update={"generator": PixelMeanFlowConfig(**SMALL)})
+    config = PRESETS["imagenet"]().model_copy(update={"generator": SMALL})
 
     def of(ranks: int = 1, **fields):
         return estimate(config.model_copy(update=fields), (3, 256, 256), 1000, ranks)

@@ -12,11 +12,17 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_reference import SIZE, build_tiny, write_pictures
 
+from irdm.data.sources import open_source
+from irdm.distributed import Ranks
+from irdm.overrides import override
 from irdm.presets import PRESETS
-from irdm.train import check_held_out, learning_rate, systematic_labels
+from irdm.references import local_battery
+from irdm.train import check_held_out, learning_rate, systematic_labels, train
 
 IRDM = [sys.executable, "-m", "irdm.cli"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "irdm.cli"]
 SLOW_ENOUGH = ["--steps", "150", "--rollout", "256", "--micro-batch", "96", "--check-every", "50"]
 
 
@@ -159,20 +165,73 @@ def test_a_damaged_checkpoint_is_named_and_the_previous_one_used(irdm, tmp_path)
 def test_two_ranks_train_like_one_process(irdm, tmp_path):
     options = ["--steps", "3", "--rollout", "101", "--micro-batch", "20"]
     irdm("train", "digits-smoke", *options, "--out", tmp_path / "one")
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--standalone",
-        "-m",
-        "irdm.cli",
-    ]
-    irdm("train", "digits-smoke", *options, "--out", tmp_path / "two", prefix=launcher)
+    irdm("train", "digits-smoke", *options, "--out", tmp_path / "two", prefix=TORCHRUN)
     for one, two in zip(curve(tmp_path / "one"), curve(tmp_path / "two"), strict=True):
         assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
         assert two["scores"] == pytest.approx(one["scores"], rel=1e-3)
+
+
+def test_two_ranks_train_alike_against_a_reference_on_disk(irdm, tmp_path):
+    for seed, split in enumerate(("train", "val")):
+        write_pictures(tmp_path / split, 120, seed)
+    panel = {"battery.held_in": ["pixels", "patches"], "battery.held_out": ["pca"], "battery.steps": ["2"]}
+    config = override(PRESETS["digits-smoke"](), panel)
+    fitted = local_battery(open_source(tmp_path / "train"), SIZE, config.battery)
+    build_tiny(tmp_path, tmp_path / "reference", panel=fitted)
+    options = [word for name, values in panel.items() for word in (f"--{name}", *values)]
+    options += ["--data.kind", "images", "--data.train", tmp_path / "train", "--data.val", tmp_path / "val"]
+    options += ["--data.size", SIZE, "--distance.bandwidths", 1, "--distance.landmarks", 32, "--rollout", 64]
+    options += ["--joint", "false", "--steps", 3, "--micro-batch", 20, "--reference", tmp_path / "reference"]
+    for name, prefix in (("one", IRDM), ("two", TORCHRUN)):
+        out, _ = irdm("train", "digits-smoke", *options, "--out", tmp_path / name, prefix=prefix)
+    for one, two in zip(curve(tmp_path / "one"), curve(tmp_path / "two"), strict=True):
+        assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
+        assert two["scores"] == pytest.approx(one["scores"], rel=1e-3)
+
+
+SATISFIED = """
+import hashlib, os, sys
+from pathlib import Path
+import irdm.train
+from irdm.controller import Controller
+from irdm.presets import PRESETS
+
+class Content(Controller):  # every score is below its floor from the first update on
+    def __init__(self, config, floors):
+        super().__init__(config, dict.fromkeys(floors, 1e9))
+
+networks = []
+build = irdm.train.build_generator
+irdm.train.build_generator = lambda *args: networks.append(build(*args)) or networks[-1]
+irdm.train.Controller = Content
+fields = {"steps": 4, "rollout": 40, "log_every": 1, "checkpoint_every": 1, "keep_checkpoints": 9, "evaluation": None}
+config = PRESETS["digits-smoke"]().model_copy(update=fields)
+irdm.train.train(config, Path(sys.argv[1]))
+digest = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in networks[0].parameters())).hexdigest()
+Path(sys.argv[1] + "-rank-" + os.environ["RANK"]).write_text(digest)
+"""
+
+
+def test_two_ranks_with_every_encoder_satisfied_move_nothing(irdm, tmp_path):
+    (tmp_path / "run.py").write_text(SATISFIED)
+    run = tmp_path / "satisfied"
+    irdm(run, prefix=[*TORCHRUN[:-2], str(tmp_path / "run.py")])
+    weights = [set(line["weights"].values()) for line in curve(run)]
+    assert weights == [{1.0}, {0.0}, {0.0}, {0.0}]
+    first, last = tensors(run, 1), tensors(run, 4)
+    moved = {key for key in first if not torch.equal(first[key], last[key])}
+    assert all(key.startswith("ema.") for key in moved), "the average still follows the weights; nothing else moves"
+    assert last["training.0.step"] == 1, "one optimizer step, before anything was satisfied"
+    assert len({(tmp_path / f"satisfied-rank-{rank}").read_text() for rank in (0, 1)}) == 1
+
+
+def test_fewer_images_than_ranks_are_refused_with_both_numbers(tmp_path, monkeypatch):
+    ranks = Ranks()
+    ranks.rank, ranks.size = 1, 4096
+    monkeypatch.setattr(Ranks, "start", classmethod(lambda cls, device: ranks))
+    with pytest.raises(ValueError, match="rollout is 128, but there are 4096 ranks"):
+        train(PRESETS["digits-smoke"](), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_diverging_run_stops_with_one_clear_message(irdm, tmp_path):
