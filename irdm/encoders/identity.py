@@ -28,4 +28,6 @@ class IdentityBatteryConfig(Config):
         progress: Callable[[str], None] | None = None,
     ) -> Battery:
         """Nothing is fitted or cached; the encoder trains the generator, and none is held out."""
-        return Battery({"identity": Encoder("identity", math.prod(dataset.image_shape), nn.Flatten())}, ("identity",), ())
+        return Battery(
+            {"identity": Encoder("identity", math.prod(dataset.image_shape), nn.Flatten())}, ("identity",), ()
+        )
