@@ -28,7 +28,7 @@ class ReLUMLPConfig(Config):
         """A freshly initialised network; the caller seeds torch. Raises ValueError for more than one class."""
         if num_classes != 1:
             raise ValueError(
-                f"The relu-mlp generator cannot be told a class, but the data has {num_classes}: use --generator.kind mlp."
+                f"The relu-mlp generator takes no class, but the data has {num_classes}: use --generator.kind mlp."
             )
         return ReLUMLP(self, image_shape)
 
