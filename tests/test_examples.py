@@ -1,5 +1,6 @@
 """The examples do what they say."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -59,3 +60,17 @@ def test_the_distance_of_the_extending_page_works():
     loaded = names["MeanGapConfig"]().build()
     loaded.load_state_dict(distance.state_dict())
     torch.testing.assert_close(loaded(fake.detach()), value.detach())
+
+
+def test_fresh_photographs_are_told_from_faded_ones(load, monkeypatch, tmp_path, capsys):
+    photographs = load("photographs")
+    monkeypatch.setattr(photographs, "STEPS", 5)
+    monkeypatch.setattr(photographs, "SIDE", 28)
+    photographs.main(tmp_path)
+    found = {name: json.loads((tmp_path / f"judged-{name}" / "result.json").read_text()) for name in ("fresh", "faded")}
+    low, high = found["fresh"]["sw_ratio"]["ci95"]
+    assert low < 1 < high and 0.6 < found["fresh"]["sw_ratio"]["mean"] < 1.6
+    assert found["faded"]["sw_ratio"]["mean"] > 1.5 * found["fresh"]["sw_ratio"]["mean"]
+    assert found["faded"]["coverage"]["mean"] < 0.8 * found["fresh"]["coverage"]["mean"]
+    assert "A is better" in next(line for line in capsys.readouterr().out.splitlines() if line.startswith("sw_ratio  "))
+    assert len((EXAMPLES / "photographs.py").read_text().splitlines()) < 80

@@ -194,7 +194,7 @@ def _warnings(
     if rows["draw"] < rows["full"]:
         found.append(
             f"{len(source)} images: the ratios compare {rows['draw']} at a time with as many fresh real ones instead "
-            f"of {rows['full']}, and the intervals are wider for it."
+            f"of {rows['full']}: the intervals are wider, and small differences are not seen."
         )
     singular = [n for n, row in scores["frechet_distance"]["per_encoder"].items() if row["warning"]]
     if singular:

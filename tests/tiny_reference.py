@@ -1,0 +1,86 @@
+"""A reference in seconds: small pictures, three small encoders, little banks."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter
+from torch import nn
+
+from irdm.data.sources import open_source
+from irdm.distances import NystromMMDConfig
+from irdm.encoders.base import Battery, Encoder
+from irdm.judging import BankConfig
+from irdm.references import Panel, ReferenceConfig, build_references
+
+SIZE = 8
+JUDGING = BankConfig(rows=64, directions=32, rff_features=64, resamples=8)
+CONFIG = ReferenceConfig(
+    size=SIZE, rollout=64, distance=NystromMMDConfig(landmarks=32, kmeans_iterations=3), judging=JUDGING
+)
+
+
+def write_pictures(
+    folder: Path, count: int, seed: int, *, blur: float = 0.0, side: int = SIZE, classes: int = 2
+) -> Path:
+    """Random smooth pictures with an edge, one folder a class; blurred ones are the same pictures, degraded."""
+    draw = np.random.default_rng(seed)
+    for i in range(count):
+        tint = draw.normal(128, 40, 3)
+        pixels = (
+            tint
+            + draw.normal(0, 35, (side, side, 3))
+            + 60 * (i % classes) * (np.arange(side) > side // 2)[:, None, None]
+        )
+        picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+        path = folder / "ab"[i % classes] / f"{i:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (picture.filter(ImageFilter.GaussianBlur(blur)) if blur else picture).save(path)
+    return folder
+
+
+def tiny_panel(seed: int = 3) -> Panel:
+    """Encoders of one's own, two that train and one that is held out."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        networks = {
+            "conv": nn.Sequential(nn.Conv2d(3, 6, 3, 2), nn.GELU(), nn.Flatten(), nn.Linear(54, 6)),
+            "pool": nn.Sequential(nn.AvgPool2d(4), nn.Flatten()),
+            "mixed": nn.Sequential(nn.Flatten(), nn.Linear(192, 5), nn.Tanh()),
+        }
+    dims = {"conv": 6, "pool": 12, "mixed": 5}
+    encoders = {name: Encoder(name, dims[name], network) for name, network in networks.items()}
+    return Panel("own", Battery(encoders, ("conv", "pool"), ("mixed",)))
+
+
+def build_tiny(folder: Path, path: Path, config: ReferenceConfig = CONFIG, **options):
+    """The reference of folder/train and folder/val at `path`."""
+    sources = (open_source(folder / split) for split in ("train", "val"))
+    return build_references("tiny", *sources, options.pop("panel", None) or tiny_panel(), path, config, **options)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """Folders train, val, fresh, and blurred: the fresh ones, degraded."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for seed, (split, count, blur) in enumerate(
+        [("train", 160, 0.0), ("val", 160, 0.0), ("fresh", 128, 0.0), ("blurred", 128, 2.0)]
+    ):
+        write_pictures(folder / split, count, seed, blur=blur)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def built(pictures, tmp_path_factory):
+    """A finished reference, which no test may alter."""
+    return build_tiny(pictures, tmp_path_factory.mktemp("built") / "reference", command="irdm reference build tiny")
+
+
+@pytest.fixture
+def copied(built, tmp_path):
+    """The directory of a finished reference, to be spoiled."""
+    return shutil.copytree(built.path, tmp_path / "copied")
