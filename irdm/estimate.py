@@ -7,6 +7,7 @@ device is judged by one matrix product.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,41 +38,47 @@ def _cost(megaparameters: float, gigaflops: float, megabytes: float) -> Cost:
 
 PANEL_COSTS = {
     "inception": _cost(21.8, 11.4, 99),
-    "convnext": _cost(88.7, 30.7, 185),
-    "mae": _cost(303.3, 119.3, 420),
-    "clip": _cost(304.0, 196.7, 498),
-    "dinov3_l": _cost(303.1, 121.7, 443),
-    "pe_core_l": _cost(316.8, 156.6, 495),
-    "siglip2": _cost(427.8, 162.6, 571),
-    "aimv2_huge": _cost(680.9, 348.4, 986),
-    "webssl_dino_1b": _cost(1134.8, 582.5, 1642),
-    "dreamsim": _cost(258.0, 101.0, 575),  # three ViT-B/16, by their sizes
-    "dinov2": _cost(303.3, 196.7, 497),
-    "siglip_v1": _cost(428.2, 604.2, 967),
-    "cradiov3_l": _cost(319.9, 159.9, 459),
-    "flux_vae": _cost(34.3, 270.8, 432),
+    "convnext": _cost(88.7, 30.7, 98),
+    "mae": _cost(303.3, 119.3, 118),
+    "clip": _cost(304.0, 196.7, 195),
+    "dinov3_l": _cost(303.1, 121.7, 140),
+    "pe_core_l": _cost(316.8, 156.6, 181),
+    "siglip2": _cost(427.8, 162.6, 146),
+    "aimv2_huge": _cost(680.9, 348.4, 306),
+    "webssl_dino_1b": _cost(1134.8, 582.5, 508),
+    "dreamsim": _cost(257.4, 105.4, 157),
+    "dinov2": _cost(303.3, 196.7, 194),
+    "siglip_v1": _cost(428.2, 604.2, 541),
+    "cradiov3_l": _cost(319.9, 159.9, 156),
+    "flux_vae": _cost(34.3, 270.8, 397),
 }
-"""The panel, counted by `count` from its architectures: weights need not be here to know what they will cost."""
+"""The panel, counted from its architectures: weights need not be here to know what they will cost."""
 
 
 def count(network: nn.Module, *inputs: Tensor) -> Cost:
-    """A network on the meta device, applied to a batch of inputs there; nothing is allocated or computed."""
-    seen: dict[int, tuple[Tensor, int]] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        seen[tensor.untyped_storage()._cdata] = tensor, tensor.untyped_storage().nbytes()
-        return tensor
-
+    """A network on the meta device, for one row of the inputs there; nothing is allocated or computed."""
     with FakeTensorMode(allow_non_fake_inputs=True):  # autocast does not know the meta device
         network = network.to_empty(device="cpu")
-        own = {tensor.untyped_storage()._cdata for tensor in network.state_dict().values()}
-        batch = [torch.empty_like(tensor, device="cpu") for tensor in inputs]
-        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-        with FlopCounterMode(display=False) as counter, hooks:
-            network(*batch)
-    rows = len(inputs[0])
-    kept = sum(size for key, (_, size) in seen.items() if key not in own)
-    return Cost(sum(p.numel() for p in network.parameters()), counter.get_total_flops() / rows, kept / rows)
+        (flops, kept), (more_flops, more_kept) = (_run(network, inputs, rows) for rows in (2, 4))
+    # What does not grow with the rows, such as weights in another precision, is no row's.
+    parameters = sum(p.numel() for p in network.parameters())
+    return Cost(parameters, (more_flops - flops) / 2, (more_kept - kept) / 2)
+
+
+def _run(network: nn.Module, inputs: Sequence[Tensor], rows: int) -> tuple[int, int]:
+    """Operations of a forward pass over some rows, and the bytes it keeps for the way back."""
+    kept: dict[int, tuple[Tensor, int]] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = tensor, storage.nbytes()
+        return tensor
+
+    batch = [torch.empty(rows, *tensor.shape[1:], dtype=tensor.dtype, device="cpu") for tensor in inputs]
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with FlopCounterMode(display=False) as counter, hooks:
+        network(*batch)
+    return counter.get_total_flops(), sum(size for _, size in kept.values())
 
 
 def generator_cost(config: AnyGenerator, image_shape: tuple[int, int, int], num_classes: int) -> Cost:
@@ -79,7 +86,7 @@ def generator_cost(config: AnyGenerator, image_shape: tuple[int, int, int], num_
     with torch.device("meta"):
         network = config.build(image_shape, num_classes)
         shape: tuple[int, ...] = network.noise_shape  # type: ignore[assignment]
-        return count(network, torch.empty(2, *shape), torch.empty(2, dtype=torch.int64))
+        return count(network, torch.empty(1, *shape), torch.empty(1, dtype=torch.int64))
 
 
 @dataclass(frozen=True)
@@ -101,6 +108,7 @@ def estimate(config: RunConfig, image_shape: tuple[int, int, int], num_classes: 
     memory = {
         "weights, average, moments, gradient": 5 * FLOAT * generator.parameters,
         "encoders": FLOAT * sum(PANEL_COSTS[name].parameters for name in config.battery.names),
+        "half-precision weights of one encoder": 2 * max(cost.parameters for cost in trained),
         "references": FLOAT * widths * getattr(config.distance, "landmarks", 0),
         "features and their gradients": 3 * FLOAT * widths * config.rollout,
         f"micro-batch of {micro_batch}": micro_batch

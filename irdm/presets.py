@@ -142,7 +142,7 @@ def imagenet() -> RunConfig:
         evaluation=EvaluationConfig(rows=2048, replicates=2, quick_rows=1024, micro_batch=32),
         joint=False,
         rollout=5120,
-        micro_batch=16,  # with the panel, 63 GiB: one card of 80
+        micro_batch=32,  # with the panel about 57 GiB: one card of 80
         graph_memory_gib=0,
         steps=4000,
         lr=1.6e-6,

@@ -94,7 +94,7 @@ def test_the_imagenet_preset_holds_the_published_values():
 def test_limit_cuts_a_run_down_and_keeps_its_recipe():
     start = PRESETS["imagenet"]()
     config = limited(start, 64)
-    assert (config.rollout, config.micro_batch, config.steps, config.preset) == (64, 16, 2, "imagenet-limit-64")
+    assert (config.rollout, config.micro_batch, config.steps, config.preset) == (64, 32, 2, "imagenet-limit-64")
     assert config.data.limit == 64 and config.evaluation.rows == 64
     assert (config.generator, config.distance, config.battery) == (start.generator, start.distance, start.battery)
     assert limited(PRESETS["digits"](), 1797).rollout == 1024

@@ -15,13 +15,15 @@ from irdm.presets import PRESETS
 SMALL = PixelMeanFlowConfig(width=64, depth=2, heads=2, head_depth=1, patch=8)
 
 
-def test_a_perceptron_is_counted_as_by_hand():
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_perceptron_is_counted_as_by_hand(trained):
     with torch.device("meta"):
-        network = nn.Sequential(nn.Linear(30, 50, bias=False), nn.ReLU(), nn.Linear(50, 7))
+        network = nn.Sequential(nn.Linear(30, 50, bias=False), nn.ReLU(), nn.Linear(50, 7)).requires_grad_(trained)
         cost = count(network, torch.empty(4, 30))
     assert cost.parameters == 30 * 50 + 50 * 7 + 7
     assert cost.flops == 2 * (30 * 50 + 50 * 7)
-    assert cost.graph_bytes == 4 * (30 + 50), "the input of each layer; what relu keeps is the second one's input"
+    # The input of each layer, and relu keeps what is the second one's; without a gradient nothing.
+    assert cost.graph_bytes == (4 * (30 + 50) if trained else 0)
 
 
 def test_a_generator_is_counted_without_its_weights():
@@ -53,8 +55,7 @@ def test_the_table_holds_what_the_architecture_says():
     timm = pytest.importorskip("timm")
     with torch.device("meta"):
         model = timm.create_model(PANEL["mae"].model, **PANEL["mae"].arguments, num_classes=0).requires_grad_(False)
-        images = torch.empty(2, 3, 224, 224)
-        found = count(model, images)
+        found = count(model, torch.empty(1, 3, 224, 224))
     assert found.parameters == pytest.approx(PANEL_COSTS["mae"].parameters, rel=0.01)
     assert found.flops == pytest.approx(PANEL_COSTS["mae"].flops, rel=0.01)
 
@@ -67,7 +68,7 @@ def test_what_an_estimate_scales_with():
 
     one = of()
     assert of(rollout=2560).flops == one.flops / 2
-    assert sum(of(micro_batch=8).memory.values()) < sum(one.memory.values()) - 10e9
+    assert sum(of(micro_batch=8).memory.values()) < sum(one.memory.values()) - 24 * 0.5e9
     assert of(ranks=8).flops == one.flops and "gradient on its way" in of(ranks=8).memory
     assert step_seconds(one.flops, 1e14, 8) == pytest.approx(step_seconds(one.flops, 1e14) / 8)
     # The published run: about 80 H200-hours for 4000 steps, on some 700 TFLOP/s.

@@ -20,7 +20,7 @@ class Limited(ImageSource):
             raise ValueError(f"Got a limit of {count} images; expected at least 1.")
         self._source = source
         self._rows = sample_indices(len(source), count, generator_for("limit", seed)).sort().values
-        names = [source.names[row] for row in self._rows.tolist()]
+        names = [source.names[int(row)] for row in self._rows]
         super().__init__(source.path, names, source.labels[self._rows], source.class_names)
 
     def read(self, index: int) -> bytes | NDArray[np.uint8]:

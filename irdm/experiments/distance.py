@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 
 SECONDS = 40.0
 ENCODER = "contrastive"
-KERNEL = {"bandwidths": digits().distance.bandwidths}  # type: ignore[union-attr]
-JOINT = {"condition_bandwidth": digits().distance.condition_bandwidth}
+BANDWIDTHS: tuple[float, ...] = digits().distance.bandwidths  # type: ignore[union-attr]
+CONDITION = digits().distance.condition_bandwidth
 DISTANCES: dict[str, AnyDistance] = {  # in the order of the paper's Table 4
-    "Nyström": NystromMMDConfig(**KERNEL, **JOINT),
-    "RFF": RFFMMDConfig(**KERNEL, **JOINT),
-    "exact": ExactMMDConfig(**KERNEL, **JOINT),
-    "Fréchet": FrechetConfig(**JOINT),
-    "SW": SlicedWassersteinConfig(**JOINT),
-    "drifting": DriftingConfig(**JOINT),
+    "Nyström": NystromMMDConfig(bandwidths=BANDWIDTHS, condition_bandwidth=CONDITION),
+    "RFF": RFFMMDConfig(bandwidths=BANDWIDTHS, condition_bandwidth=CONDITION),
+    "exact": ExactMMDConfig(bandwidths=BANDWIDTHS, condition_bandwidth=CONDITION),
+    "Fréchet": FrechetConfig(condition_bandwidth=CONDITION),
+    "SW": SlicedWassersteinConfig(condition_bandwidth=CONDITION),
+    "drifting": DriftingConfig(condition_bandwidth=CONDITION),
 }
 
 

@@ -165,7 +165,7 @@ def mean_flow_target(
     apart = r < t  # at r = t the derivative has no weight, and is not computed
     z, velocity, t, r, labels = z[apart], velocity[apart], t[apart], r[apart], labels[apart]
     tangents = (velocity, torch.ones_like(t), torch.zeros_like(r))
-    _, derivative = torch.func.jvp(lambda z, t, r: field(z, t, r, labels), (z, t, r), tangents)
+    _, derivative = torch.func.jvp(lambda z, t, r: field(z, t, r, labels), (z, t, r), tangents)[:2]
     target[apart] -= (t - r)[:, None] * derivative
     return target
 

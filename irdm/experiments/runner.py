@@ -57,11 +57,11 @@ def run_study(
     for seed in seeds:
         for name, cell in cells.items():
             folder = cell_folder(out, name, seed)
-            rows = read_cell(folder, cell)
-            if rows is None:
+            known = read_cell(folder, cell)
+            if known is None:
                 todo.append((name, cell, folder, seed))
             else:
-                found[name, seed] = rows
+                found[name, seed] = known
     total = len(todo) + len(found)
     progress(f"{study.name}: {total} runs, {len(found)} done already; {study.title}")
     if todo:

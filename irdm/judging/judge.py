@@ -57,18 +57,16 @@ class Judge:
         Raises ValueError when weights are missing or not those of the reference, or the encoders were somebody's own.
         """
         chosen, config = self.chosen(names), self.folder.plan["battery"]
-        split = {
-            "held_in": tuple(name for name in chosen if name not in self.held_out),
-            "held_out": tuple(name for name in chosen if name in self.held_out),
-        }
+        held_in = tuple(name for name in chosen if name not in self.held_out)
+        held_out = tuple(name for name in chosen if name in self.held_out)
         if config["kind"] == "local":
             state, _ = self.folder.tensors(ENCODERS)
             whole = LocalBatteryConfig.model_validate(config)
             classes = len(self.folder.plan["classes"])
             fitted = whole.restore((3, self.size, self.size), classes, state)
-            battery = Battery({name: fitted[name] for name in chosen}, **split)
+            battery = Battery({name: fitted[name] for name in chosen}, held_in, held_out)
         elif config["kind"] == "panel":
-            battery = PanelBatteryConfig(**split, weights=weights).fit()
+            battery = PanelBatteryConfig(held_in=held_in, held_out=held_out, weights=weights).fit()
         else:
             raise ValueError(f"The reference {self.folder.name} was built with encoders of your own; pass them.")
         self.check(dict(battery.encoders.items()), weights)

@@ -197,8 +197,8 @@ def _fit(
     bank, training = path / "judging" / f"{name}.safetensors", path / "training" / f"{name}.safetensors"
     if not bank.exists():
         say(f"{name}: what evaluation compares with")
-        tables = (OnDevice(store[name], device) for store in (train, val))
-        write_atomic(bank, EncoderBank.build(name, *tables, config.judging, config.seed).to_bytes())
+        real, fresh = (OnDevice(store[name], device) for store in (train, val))
+        write_atomic(bank, EncoderBank.build(name, real, fresh, config.judging, config.seed).to_bytes())
     if not training.exists():
         say(f"{name}: the distance and its floor")
         labels = (train.labels, val.labels)

@@ -89,9 +89,9 @@ class ReferenceSet:
             ValueError: for an encoder that the reference does not have, or a store that is missing or damaged.
         """
         chosen, plan = self.judge.chosen(names), self.manifest["plan"]
-        rollout = plan["training"]["rollout"] if rollout is None else rollout
-        seed = plan["seed"] if seed is None else seed
-        asked = ({"distance": distance_config.model_dump(mode="json"), "rollout": rollout}, seed, joint)
+        size: int = plan["training"]["rollout"] if rollout is None else rollout
+        draws: int = plan["seed"] if seed is None else seed
+        asked = ({"distance": distance_config.model_dump(mode="json"), "rollout": size}, draws, joint)
         if asked == (plan["training"], plan["seed"], False):
             distances = {name: self._distance(name) for name in chosen}
             return Reference(distances, {name: self._floor(name) for name in chosen})
@@ -101,8 +101,7 @@ class ReferenceSet:
                 f"{self.path}: train has the classes {list(train.class_names)[:5]} ... and val "
                 f"{list(val.class_names)[:5]} ...; a joint distance needs the same in both."
             )
-        classes = max(int(store.labels.max()) for store in (train, val)) + 1
-        classes = len(train.class_names) if joint else classes
+        classes = max(len(store.class_names) for store in (train, val))
         fitted = {
             name: fit_distance(
                 distance_config,
@@ -111,8 +110,8 @@ class ReferenceSet:
                 (train.labels, val.labels),
                 classes,
                 joint=joint,
-                rollout=rollout,
-                seed=seed,
+                rollout=size,
+                seed=draws,
                 device=self.device,
             )
             for name in chosen

@@ -38,8 +38,8 @@ def panel_battery(names: str, weights: Path | None = None, say: Callable[[str], 
     if names != "panel":
         asked = tuple(name.strip() for name in names.split(",") if name.strip())
         PanelBatteryConfig(held_in=asked)  # names what is unknown
-        split = {side: tuple(n for n in getattr(config, side) if n in asked) for side in ("held_in", "held_out")}
-        config = PanelBatteryConfig(**split, weights=weights)
+        held_in, held_out = (tuple(n for n in side if n in asked) for side in (config.held_in, config.held_out))
+        config = PanelBatteryConfig(held_in=held_in, held_out=held_out, weights=weights)
     return Panel(names, config.fit(progress=say), config.model_copy(update={"weights": None}), weights)
 
 
