@@ -207,9 +207,9 @@ def load_run(run: Path) -> LoadedRun:
     for problem in refused:
         print(f"warning: {problem} Using the one before, of step {checkpoint.step}.")
     path = run / "reference.json"
-    if not path.exists():
-        raise ValueError(f"{path} is missing: restore it, or give {run} to `irdm train --config` again.")
-    recorded = json.loads(path.read_text())
+    recorded = json.loads(path.read_text()) if path.exists() else {}
+    if "image_shape" not in recorded:
+        raise ValueError(f"{path} is missing or of an older irdm: repeat the run's own `irdm train` to write it again.")
     classes = len(recorded["class_names"])
     generator = restore_generator(config, tuple(recorded["image_shape"]), classes, checkpoint.tensors["ema"], device)
     return LoadedRun(config, generator.eval().requires_grad_(False), device, checkpoint.step, classes, recorded)
