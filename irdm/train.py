@@ -218,7 +218,7 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> dict:
             stop = ranks.any(bool(interrupted), device)
             if last or stop or (done % config.checkpoint_every == 0 and not skip):
                 save()
-            if stop and not last:
+            if stop:  # at the last step, too: the same command then only evaluates
                 say(f"stopped at step {done}; everything is saved. Run the same command again to go on.")
                 if interrupted == [signal.SIGTERM]:
                     sys.exit(128 + signal.SIGTERM)
