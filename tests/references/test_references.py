@@ -18,7 +18,7 @@ from irdm.data.limited import Limited
 from irdm.data.sources import open_source
 from irdm.distances import ExactMMDConfig
 from irdm.encoders import LocalBatteryConfig
-from irdm.judging import Judge
+from irdm.judging import Judge, evaluate_source
 from irdm.reference import embed_labels, fit_distance
 from irdm.references import build, build_references, describe, local_battery, open_reference
 from irdm.references.panels import panel_battery
@@ -82,14 +82,20 @@ def test_a_finished_reference_is_not_built_again(built, pictures, monkeypatch):
     assert build_tiny(pictures, built.path).manifest == built.manifest
 
 
-def test_two_ranks_make_the_files_of_one(built, pictures, tmp_path):
+def test_two_ranks_make_the_reference_and_the_scores_of_one(built, pictures, tmp_path):
     script = f"""
         import sys
         from pathlib import Path
         sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-        from tiny_reference import build_tiny
+        from tiny_reference import build_tiny, tiny_panel
+        from irdm.data.sources import open_source
         from irdm.distributed import Ranks
-        build_tiny(Path({str(pictures)!r}), Path({str(tmp_path / "two")!r}), ranks=Ranks.start("cpu"), micro_batch=37)
+        from irdm.judging import evaluate_source
+        pictures, out = Path({str(pictures)!r}), Path({str(tmp_path)!r})
+        options = {{"ranks": Ranks.start("cpu"), "micro_batch": 37}}
+        two = build_tiny(pictures, out / "two", **options)
+        encoders = dict(tiny_panel().battery.encoders.items())
+        evaluate_source(open_source(pictures / "fresh"), two.judge, out / "judged", encoders=encoders, **options)
     """
     (tmp_path / "build.py").write_text(textwrap.dedent(script))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -100,6 +106,12 @@ def test_two_ranks_make_the_files_of_one(built, pictures, tmp_path):
     for name in built.names:  # the micro-batch may round features differently
         assert two.floors[name] == pytest.approx(built.floors[name], rel=1e-4)
     torch.testing.assert_close(two.store("val")["mixed"][:], built.store("val")["mixed"][:], rtol=1e-5, atol=1e-6)
+    encoders = dict(tiny_panel().battery.encoders.items())
+    alone = evaluate_source(open_source(pictures / "fresh"), built.judge, tmp_path / "alone", encoders=encoders)
+    together = json.loads((tmp_path / "judged" / "result.json").read_text())
+    assert together["protocol"] == alone["protocol"]
+    for name in ("sw_ratio", "mmd_ratio", "frechet_ratio", "precision", "coverage", "closeness"):
+        assert together[name]["mean"] == pytest.approx(alone[name]["mean"], rel=1e-3), name
 
 
 def test_show_names_images_encoders_counts_seeds_floors_and_hashes(built):
