@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 import jaxtyping
@@ -26,6 +27,10 @@ except ImportError:
     pass  # the tests of the panel need it and say so
 
 torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and what they start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
