@@ -197,7 +197,7 @@ STUDY = Study(
     figure=figure,
     claims=claims,
     notes=f"{SECONDS:.0f} core-seconds of training each; the encoders of iRDM and drifting are fitted before, once for "
-    "all runs. iRDM and drifting stand at their best batch, by the mean SW "
-    "ratio, iRDM with uniform weights and four bandwidths beside the preset. One residual perceptron (width 512, depth 4), to which the "
-    "baselines add inputs for time; their settings are the best of a short search on this data set.",
+    "all runs. Both stand at their best batch by the mean SW ratio; beside its preset, iRDM has uniform weights and a "
+    "fourth, wide bandwidth. One residual perceptron (width 512, depth 4), to which the baselines add inputs for time; "
+    "their settings are the best of a short search on this data set.",
 )
