@@ -3,14 +3,12 @@
 import html
 import json
 import math
-import os
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from browser import needs_browser, opened
 from sklearn.datasets import load_digits
 
 from irdm.images import save_png
@@ -18,7 +16,6 @@ from irdm.report import write_report
 from irdm.report.charts import Axis, Series, lines, number
 
 HELD_IN, HELD_OUT = ("supervised", "contrastive", "masked", "autoencoder", "scattering"), ("rotation", "pixels", "mlp")
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 
 
 def fake_run(folder, steps=600, images=None, done=True):
@@ -224,32 +221,9 @@ def test_numbers_are_short():
     assert "No finite value" in lines([Series("loss", [(1, None)])], "loss")
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium found: install it or set CHROMIUM to its path")
+@needs_browser
 @pytest.mark.parametrize("done", [True, False])
 def test_in_a_browser(tmp_path, done):
     """Every figure has a size, every image is decoded, and the console stays silent."""
-    path = write_report(fake_run(tmp_path / "digits", done=done))
-    probe = """<script>addEventListener("load", () => {
-      const box = (e) => e.getBoundingClientRect();
-      const drawn = [...document.querySelectorAll("figure")].filter((f) => [...f.querySelectorAll("svg, img")].some(
-        (e) => box(e).width > 20 && box(e).height > 5 && (e.tagName === "IMG" ? e.naturalWidth : e.childElementCount)));
-      const broken = [...document.images].filter((i) => !i.complete || !i.naturalWidth).length;
-      const wide = document.documentElement.scrollWidth > innerWidth;
-      document.title = JSON.stringify({drawn: drawn.map((f) => f.dataset.figure), broken, wide,
-        requests: performance.getEntriesByType("resource").filter((r) => !r.name.startsWith("data:")).length});
-    });</script>"""
-    path.write_text(path.read_text().replace("</body>", probe + "</body>"))
-    command = [
-        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-logging=stderr",
-        f"--user-data-dir={tmp_path / 'profile'}", "--window-size=420,900", "--virtual-time-budget=3000", "--dump-dom",
-        path.as_uri(),
-    ]  # fmt: skip
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    title = re.search("<title>(.*?)</title>", ran.stdout)
-    assert ran.returncode == 0 and title, ran.stderr[-2000:]
-    seen = json.loads(html.unescape(title[1]))
-    assert "CONSOLE" not in ran.stderr, [line for line in ran.stderr.splitlines() if "CONSOLE" in line]
     missing = {"ruler", "bars", "gallery", "neighbours"} if not done else set()
-    assert set(seen["drawn"]) == FIGURES - missing
-    assert seen["broken"] == 0 and seen["requests"] == 0 and not seen["wide"]
+    assert opened(write_report(fake_run(tmp_path / "digits", done=done)), tmp_path) == FIGURES - missing

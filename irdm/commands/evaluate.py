@@ -28,6 +28,7 @@ ROWS = (
     ("coverage", "coverage"),
     ("closeness", "closeness to train"),
     ("authenticity", "authenticity"),
+    ("copies", "copies of train"),
 )
 
 

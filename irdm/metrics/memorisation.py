@@ -5,6 +5,8 @@
                    z-score. 0.5 for fresh real images, 1 for copies, towards 0 for images far from all real ones.
     authenticity   share of generated g that are further from their nearest train image x than x is from the next train
                    image (Alaa et al., 2022). 0 for copies; for fresh real images it is what `real_control` says.
+    copies         share of generated g with d(g, train) below a tenth of the median d(fresh, train): train images saved
+                   again, or nearly so. For fresh real images it is the share of duplicates between the two sets.
 
 d is the distance to the nearest train row. Neither sees a copy that the encoder does not recognise, nor a train row
 that is not in the table: give all of them.
@@ -25,6 +27,8 @@ from irdm.metrics.intervals import fold_means, folds, panel_score
 from irdm.metrics.neighbours import nearest_neighbours
 from irdm.ops.rows import Rows
 
+NEAR = 0.1  # a copy lies closer to train than this share of the median distance of fresh real images
+
 
 def memorisation(
     generated: Tables,
@@ -36,7 +40,7 @@ def memorisation(
     seed: int = 0,
     block: int = BLOCK,
 ) -> dict[str, dict]:
-    """Closeness and authenticity by encoder and their means over encoders, with jackknife intervals.
+    """Closeness, authenticity and copies by encoder and their means over encoders, with jackknife intervals.
 
     Args:
         generated: feature tables of the generator.
@@ -48,8 +52,7 @@ def memorisation(
         block: rows compared at once.
 
     Returns:
-        `closeness` and `authenticity`, each with `rows` {generated, train, fresh} and, in each encoder's part,
-        `copies`: the share of generated rows at distance 0 from a train row.
+        `closeness`, `authenticity` and `copies`, each with `rows` {generated, train, fresh}.
 
     Raises:
         ValueError: naming an encoder that is missing, of another width, or with too few rows; for rows not finite; and
@@ -57,7 +60,8 @@ def memorisation(
     """
     names, missing = panel(list(train), generated, partial)
     panel(names, fresh, False)
-    closeness, authenticity, controls, copies = {}, {}, {}, {}
+    found: dict[str, dict[str, Tensor]] = {"closeness": {}, "authenticity": {}, "copies": {}}
+    controls: dict[str, dict[str, float]] = {"closeness": dict.fromkeys(names, 0.5), "authenticity": {}, "copies": {}}
     sizes = {"generated": len(generated[names[0]]), "train": len(train[names[0]]), "fresh": len(fresh[names[0]])}
     fold = folds(sizes["generated"], seed)
     for name in names:
@@ -67,22 +71,19 @@ def memorisation(
         check_table(name, fresh[name], dim)
         distance, authentic = _to_train(generated[name], train[name], block)
         real_distance, real_authentic = _to_train(fresh[name], train[name], block)
-        if not real_distance.median() > 0:
+        usual = real_distance.median()
+        if not usual > 0:
             raise ValueError(f"Encoder '{name}': half of the fresh real rows are also train rows; give unseen images.")
-        closeness[name] = fold_means(_share_above(distance, real_distance), fold)
-        authenticity[name] = fold_means(authentic, fold)
-        controls[name] = real_authentic.mean().item()
-        copies[name] = (distance == 0).double().mean().item()
-    halves = dict.fromkeys(names, 0.5)
-    result = {
-        "closeness": panel_score("closeness to train", "real", closeness, held_out, halves, missing),
-        "authenticity": panel_score("authenticity", "real", authenticity, held_out, controls, missing),
+        found["closeness"][name] = fold_means(_share_above(distance, real_distance), fold)
+        found["authenticity"][name] = fold_means(authentic, fold)
+        found["copies"][name] = fold_means((distance < NEAR * usual).double(), fold)
+        controls["authenticity"][name] = real_authentic.mean().item()
+        controls["copies"][name] = (real_distance < NEAR * usual).double().mean().item()
+    names_of = {"closeness": "closeness to train", "authenticity": "authenticity", "copies": "copies of train"}
+    return {
+        key: panel_score(names_of[key], "real", found[key], held_out, controls[key], missing) | {"rows": sizes}
+        for key in found
     }
-    for score in result.values():
-        score["rows"] = sizes
-        for name, share in copies.items():
-            score["per_encoder"][name]["copies"] = share
-    return result
 
 
 def _to_train(rows: Rows, train: Rows, block: int) -> tuple[Float64[Tensor, " n"], Float64[Tensor, " n"]]:

@@ -24,6 +24,7 @@ SAYS = {
     "coverage": "Share of real neighbourhoods that hold an image.",
     "closeness": "How often an image is closer to train than a fresh real one is: 0.5 is right, near 1 means copies.",
     "authenticity": "Share of the images further from their nearest train image than that one is from the next.",
+    "copies": "Share of the images that are train images saved again, or nearly so.",
 }
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import ot
 import pytest
 import torch
+from browser import needs_browser, opened
 from PIL import Image
 from tiny_reference import SIZE, tiny_panel, write_pictures
 
@@ -28,6 +29,7 @@ METRICS = (
     "coverage",
     "closeness",
     "authenticity",
+    "copies",
 )
 
 
@@ -67,6 +69,7 @@ def test_fresh_images_score_about_one_and_degraded_ones_more(fresh, blurred):
 def test_copies_of_train_are_seen(built, pictures, tmp_path):
     result = judged(Limited(open_source(pictures / "train"), 100), built, tmp_path / "out")
     assert result["closeness"]["mean"] > 0.95 and result["authenticity"]["mean"] < 0.05
+    assert result["copies"]["mean"] > 0.99 and result["copies"]["real_control"] < 0.05
 
 
 def test_the_sliced_ratio_is_that_of_pot(built, pictures, tmp_path):
@@ -195,6 +198,11 @@ def test_the_report_shows_the_numbers_and_the_images(fresh, blurred):
         assert text in page
     assert f"{result['sw_ratio']['mean']:.2f}" in page and "http" not in page.replace("http-equiv", "")
     assert len(page) < 5_000_000
+
+
+@needs_browser
+def test_the_report_in_a_browser(fresh, tmp_path):
+    assert opened(write_evaluation_report(fresh[1]), tmp_path) == {"ruler", "bars", "sheet-judged", "sheet-real"}
 
 
 def test_a_page_needs_an_evaluation(tmp_path):

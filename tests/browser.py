@@ -1,0 +1,45 @@
+"""A page in headless Chromium: what is drawn, and that nothing is wrong with it."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+PROBE = """<script>addEventListener("load", () => {
+  const box = (e) => e.getBoundingClientRect();
+  const drawn = [...document.querySelectorAll("figure")].filter((f) => [...f.querySelectorAll("svg, img")].some(
+    (e) => box(e).width > 20 && box(e).height > 5 && (e.tagName === "IMG" ? e.naturalWidth : e.childElementCount)));
+  const broken = [...document.images].filter((i) => !i.complete || !i.naturalWidth).length;
+  const wide = document.documentElement.scrollWidth > innerWidth;
+  document.title = JSON.stringify({drawn: drawn.map((f) => f.dataset.figure), broken, wide,
+    requests: performance.getEntriesByType("resource").filter((r) => !r.name.startsWith("data:")).length});
+});</script>"""
+
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium found: install it or set CHROMIUM to its path")
+
+
+def opened(page: Path, folder: Path) -> set[str]:
+    """The figures with a size on a narrow screen. No broken image, no request, no console message, no overflow."""
+    copy = folder / "probed.html"
+    copy.write_text(page.read_text().replace("</body>", PROBE + "</body>"))
+    command = [
+        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-logging=stderr",
+        f"--user-data-dir={folder / 'profile'}", "--window-size=420,900", "--virtual-time-budget=3000", "--dump-dom",
+        copy.as_uri(),
+    ]  # fmt: skip
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120)  # type: ignore[arg-type]
+    title = re.search("<title>(.*?)</title>", ran.stdout)
+    assert ran.returncode == 0 and title, ran.stderr[-2000:]
+    seen = json.loads(html.unescape(title[1]))
+    assert "CONSOLE" not in ran.stderr, [line for line in ran.stderr.splitlines() if "CONSOLE" in line]
+    assert seen["broken"] == 0 and seen["requests"] == 0 and not seen["wide"], seen
+    return set(seen["drawn"])
