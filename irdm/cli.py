@@ -204,7 +204,12 @@ def encoders(argv: Sequence[str]) -> int:
         help="list: what there is, how large, under which licence, and whether it is here; check: compare every file "
         "with its sha256; fetch: download what is missing and record its sha256, also for files copied here by hand",
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="encoders, such as mae dinov2 (default: all)")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="encoders, such as mae dinov2 (default: all); fetch knows pickscore too",
+    )
     parser.add_argument(
         "--weights", type=Path, metavar="DIR", help="folder DIR/<encoder>/<file> (default: $IRDM_WEIGHTS, else a cache)"
     )
@@ -214,7 +219,14 @@ def encoders(argv: Sequence[str]) -> int:
     if given.action == "list":
         print("\n".join(list_encoders(given.names, given.weights)))
     elif given.action == "fetch":
-        fetch_encoders(given.names, given.weights, say=print)
+        if "pickscore" in given.names:
+            from irdm.metrics.pickscore import PickScore
+
+            PickScore.load(fetch=True)
+            print("pickscore: in the hub's cache, at its pinned revision")
+        names = [name for name in given.names if name != "pickscore"]
+        if names or not given.names:
+            fetch_encoders(names, given.weights, say=print)
     else:
         missing = []
         for name, there, text in check_encoders(given.names, given.weights):

@@ -59,16 +59,25 @@ class PickScore:
         (weights, weights_revision), (files, files_revision) = places
         offline = folder is not None or not fetch
         try:
-            model = transformers.CLIPModel.from_pretrained(
-                weights, revision=weights_revision, local_files_only=offline, use_safetensors=True
+            model, report = transformers.CLIPModel.from_pretrained(
+                weights,
+                revision=weights_revision,
+                local_files_only=offline,
+                use_safetensors=True,
+                output_loading_info=True,
             )
+            if odd := [*report["missing_keys"], *report["mismatched_keys"]]:  # transformers fills these with noise
+                raise ValueError(
+                    f"{len(odd)} weights are missing or of another shape, such as {sorted(map(str, odd))[0]}"
+                )
             processor = transformers.AutoProcessor.from_pretrained(
                 files, revision=files_revision, local_files_only=offline
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise ValueError(
-                f"PickScore cannot be loaded from {weights} and {files}: {error}\nGive a folder that holds both, or "
-                "fetch them where there is a network."
+                f"PickScore cannot be loaded from {weights} and {files}: {error}\nGive a folder that holds both "
+                "($IRDM_WEIGHTS/pickscore/model and .../processor), or, with a network, run "
+                "`irdm encoders fetch pickscore`."
             ) from error
         return cls(model.float().to(device), processor)
 

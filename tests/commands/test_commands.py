@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from tiny_pickscore import write_pickscore
 from tiny_reference import write_pictures
 
 from irdm.cli import main
@@ -132,6 +133,21 @@ def test_a_run_is_drawn_first_and_then_judged_as_any_images(there, monkeypatch, 
         assert main([*words, "--seed", "3", "--count", "64"]) == 0
     assert asked == 2 * [(64, 3, "npz")]
     assert json.loads((tmp_path / "out" / "result.json").read_text())["sw_ratio"]["mean"] > 1
+
+
+def test_prompts_are_scored_by_the_pickscore_in_the_weights(there, pictures, tmp_path, capsys):
+    write_pickscore(tmp_path / "weights" / "pickscore")
+    (tmp_path / "prompts.txt").write_text("a photo of a {class}")
+    words = ["eval", pictures / "fresh", "--reference", "mine", "--panel", "pixels", "--out", tmp_path / "out"]
+    words += ["--prompts", tmp_path / "prompts.txt", "--weights", tmp_path / "weights"]
+    assert main([str(word) for word in words]) == 0
+    score = json.loads((tmp_path / "out" / "result.json").read_text())["pickscore"]
+    low, high = score["ci95"]
+    assert score["rows"] == 128 and low < score["value"] < high
+    assert "PickScore" in capsys.readouterr().out and "PickScore" in (tmp_path / "out" / "report.html").read_text()
+    (tmp_path / "weights" / "pickscore" / "model" / "config.json").unlink()
+    assert main([str(word) for word in words]) == 1
+    assert "PickScore cannot be loaded" in capsys.readouterr().err
 
 
 def test_prompts_are_lines_or_a_template(tmp_path):

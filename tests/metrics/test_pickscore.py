@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
+from tiny_pickscore import write_pickscore
 
 from irdm.metrics.pickscore import PickScore, pickscore, win_rate
 
@@ -15,46 +17,7 @@ PROMPTS = ["a photo of a cat", "a photo of a dog", "two green apples on a table 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    transformers = pytest.importorskip("transformers")
-    root = tmp_path_factory.mktemp("pickscore")
-    letters = [chr(c) for c in range(ord("!"), ord("~") + 1)]
-    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    end = len(words) - 1
-    torch.manual_seed(0)
-    layers = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    special = {"bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end}
-    config = transformers.CLIPConfig(
-        text_config=layers | special | {"vocab_size": len(words), "max_position_embeddings": 77},
-        vision_config=layers | {"image_size": 24, "patch_size": 8},
-        projection_dim=12,
-    )
-    model = transformers.CLIPModel(config)
-    with torch.no_grad():
-        for weight in model.parameters():  # the usual initialisation is too small to tell images apart
-            if weight.ndim > 1:
-                weight.mul_(10)
-    model.save_pretrained(root / "model", safe_serialization=True)
-    processor = root / "processor"
-    processor.mkdir()
-    (processor / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (processor / "merges.txt").write_text("#version: 0.2\n")
-    names = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
-    (processor / "tokenizer_config.json").write_text(
-        json.dumps(names | {"pad_token": "<|endoftext|>", "tokenizer_class": "CLIPTokenizer", "model_max_length": 77})
-    )
-    (processor / "preprocessor_config.json").write_text(
-        json.dumps(
-            {
-                "image_processor_type": "CLIPImageProcessor",
-                "processor_class": "CLIPProcessor",
-                "size": {"shortest_edge": 24},
-                "crop_size": {"height": 24, "width": 24},
-                "image_mean": [0.48, 0.46, 0.41],
-                "image_std": [0.27, 0.26, 0.28],
-            }
-        )
-    )
-    return root
+    return write_pickscore(tmp_path_factory.mktemp("pickscore"))
 
 
 def pictures(count, seed=0):
@@ -95,6 +58,19 @@ def test_both_answers_of_get_image_features_are_understood(folder):
             return self._rows(model.get_text_features(**inputs))
 
     torch.testing.assert_close(PickScore(Four(), scorer.processor).scores(images, PROMPTS[:2]), expected)
+
+
+def test_weights_that_do_not_fit_are_not_filled_with_noise(folder, tmp_path):
+    spoiled = shutil.copytree(folder, tmp_path / "spoiled")
+    (spoiled / "model" / "config.json").unlink()  # transformers would take its default sizes
+    with pytest.raises(ValueError, match="PickScore cannot be loaded"):
+        PickScore.load(spoiled)
+    tensors = load_file(folder / "model" / "model.safetensors")
+    shutil.copy(folder / "model" / "config.json", spoiled / "model")
+    tensors.pop("visual_projection.weight")
+    save_file(tensors, spoiled / "model" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"1 weights are missing .* visual_projection.weight"):
+        PickScore.load(spoiled)
 
 
 def test_missing_files_and_wrong_pictures_are_named(folder, tmp_path):
