@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from irdm.experiments.base import SCORE_COLUMNS, Claim, Study, Table, TrainCell, digits_run
-from irdm.experiments.draw import BLUE, GREEN, ORANGE, curve, grid
+from irdm.experiments.draw import BLUE, GREEN, ORANGE, curve, grid, logarithmic
 from irdm.presets import digits
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ def figure(table: Table, folder: Callable[[str, int], Path]) -> Figure:
         whole = table[f"rollout {digits().rollout}"][column]
         curve(right, range(len(with_all)), [*values, whole], label, colour)
     left.set_xscale("log", base=2)
-    left.set(xlabel="rollout N", ylabel="SW ratio (real = 1)", yscale="log", title="equal time, learning rate ~ √N")
+    logarithmic(left)
+    left.set(xlabel="rollout N", ylabel="SW ratio (real = 1)", title="equal time, learning rate ~ √N")
     right.set_xticks(range(len(with_all)), [str(m) for m in with_all])
     right.set(xlabel="landmarks", title=f"rollout {digits().rollout}")
     for axis in (left, right):

@@ -48,6 +48,16 @@ def curve(axis: Axes, x: Sequence[float], values: Sequence[Values], label: str, 
     axis.errorbar(x, means, yerr=spreads, label=label, color=colour, marker="o", ms=3.5, lw=1.4, capsize=2)
 
 
+def logarithmic(axis: Axes) -> None:
+    """A logarithmic ordinate with plain numbers at 1, 2 and 5 times the powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_locator(NullLocator())
+
+
 def bars(axis: Axes, table: Table, rows: Sequence[str], columns: Sequence[tuple[str, str]], real: bool = True) -> None:
     """Groups of bars: a group for each row, a bar for each (column, heading); a line at 1, where real data lies."""
     width = 0.8 / len(columns)

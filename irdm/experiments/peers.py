@@ -20,7 +20,7 @@ from irdm.data import Dataset
 from irdm.distances import DriftingConfig, NystromMMDConfig
 from irdm.evaluate import evaluate
 from irdm.experiments.base import SCORE_COLUMNS, Claim, Numbers, Study, Table, TrainCell, digits_run, scores
-from irdm.experiments.draw import bars, grid
+from irdm.experiments.draw import bars, grid, logarithmic
 from irdm.experiments.flows import TUNED, FlowConfig, FlowSampler, build_network, steps_within, train_flow
 from irdm.ops.sampling import generator_for
 from irdm.presets import digits
@@ -158,7 +158,8 @@ def figure(table: Table, folder: Callable[[str, int], Path]) -> Figure:
     rows = [*one_step(table), "flow matching, 4 steps", "flow matching, 50 steps"]
     columns = {"sw_held_in": "held in", "sw_held_out": "held out", "sw_unseen": "unseen", "neighbour": "neighbour"}
     bars(axis, table, rows, list(columns.items()))
-    axis.set(ylabel="ratio (real = 1)", yscale="log")
+    axis.set(ylabel="ratio (real = 1)")
+    logarithmic(axis)
     axis.set_xticks(range(len(rows)), [row.replace(", ", "\n") for row in rows])
     axis.legend(frameon=False, fontsize=8, ncols=4)
     return fig
