@@ -32,6 +32,7 @@ from irdm.store import build_store
 
 MIN_IMAGES = 50  # below this the jackknife's folds and the balls of five neighbours say nothing
 SHEET = 60  # images kept for the report
+CONTROL_MARGIN = 0.15  # a real control further from 1 than this is pointed out
 PROBED = 256  # images whose own size is looked at
 
 
@@ -195,6 +196,19 @@ def _warnings(
         found.append(
             f"{len(source)} images: the ratios compare {rows['draw']} at a time with as many fresh real ones instead "
             f"of {rows['full']}: the intervals are wider, and small differences are not seen."
+        )
+    control = scores["sw_ratio"]["real_control"]
+    if abs(control - 1) > CONTROL_MARGIN:
+        found.append(
+            f"Fresh real images themselves score {control:.2f} here, not 1.00: with {_counts(judge)['val']} val images "
+            "the unit of the ratios is that uncertain. Compare scores against this reference with each other, or build "
+            "one with more val images."
+        )
+    looked, there = scores["copies"]["rows"]["train"], _counts(judge)["train"]
+    if looked < there:
+        found.append(
+            f"Closeness, authenticity and copies compare with {looked} random train images of {there}: a copy of one "
+            "of the others is not seen."
         )
     singular = [n for n, row in scores["frechet_distance"]["per_encoder"].items() if row["warning"]]
     if singular:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from browser import needs_browser, opened
 from PIL import Image
-from tiny_reference import SIZE, tiny_panel, write_pictures
+from tiny_reference import CONFIG, JUDGING, SIZE, build_tiny, tiny_panel, write_pictures
 
 from irdm.compare import compare
 from irdm.data.limited import Limited
@@ -72,6 +72,15 @@ def test_copies_of_train_are_seen(built, pictures, tmp_path):
     assert result["copies"]["mean"] > 0.99 and result["copies"]["real_control"] < 0.05
 
 
+def test_what_memorisation_did_not_look_at_is_said(pictures, fresh, tmp_path):
+    few = CONFIG.model_copy(update={"judging": JUDGING.model_copy(update={"table_rows": 64})})
+    reference = build_tiny(pictures, tmp_path / "reference", few)
+    said = "compare with 64 random train images of 160: a copy of one of the others is not seen"
+    result = judged(pictures / "fresh", reference, tmp_path / "out")
+    assert any(said in text for text in result["warnings"])
+    assert not any("is not seen" in text for text in fresh[0]["warnings"])
+
+
 def test_the_sliced_ratio_is_that_of_pot(built, pictures, tmp_path):
     """The numerator is POT's distance of a draw to the bank's draw of train, along the same directions."""
     out = tmp_path / "out"
@@ -131,6 +140,9 @@ def test_few_images_widen_the_interval_and_fewer_are_an_error(built, pictures, f
     few = [judged(Limited(source, 50, seed), built, tmp_path / f"out-{seed}") for seed in range(3)]
     assert any("50 images: the ratios compare 32 at a time" in text for text in few[0]["warnings"])
     assert not any("at a time" in text for text in fresh[0]["warnings"])
+    for result in (*few, fresh[0]):
+        far = abs(result["sw_ratio"]["real_control"] - 1) > 0.15
+        assert far == any("Fresh real images themselves score" in text for text in result["warnings"])
 
     def width(result):  # over metrics and encoders, since one is itself known to a quarter
         parts = [part["ci95"] for name in METRICS[3:] for part in result[name]["per_encoder"].values()]
