@@ -28,8 +28,8 @@ def figure(table: Table, folder: Callable[[str, int], Path]) -> Figure:
     columns = [("sw_held_in", "held in"), ("sw_held_out", "held out"), ("sw_unseen", "unseen")]
     bars(right, table, ["joint", "marginal"], columns)
     left.set(title="label accuracy", ylim=(0, 1))
-    right.set(title="SW ratio (real = 1)")
-    right.legend(frameon=False, fontsize=8)
+    right.set(title="SW ratio (real = 1)", ylim=(0, 1.25 * max(table[row]["sw_unseen"].mean for row in table)))
+    right.legend(frameon=False, fontsize=8, ncols=3, loc="upper center")
     return fig
 
 
