@@ -121,7 +121,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     tensors = {}
     for name, digest in body["sha256"].items():
         file = path / f"{name}.safetensors"
-        if not file.is_file() or _sha256(file) != digest:
+        if not file.is_file() or sha256_of(file) != digest:
             size = file.stat().st_size if file.is_file() else None
             what = "is missing" if size is None else f"is cut short or altered ({size} bytes, other sha256)"
             raise ValueError(f"{file} {what}; the checkpoint is not usable.")
@@ -194,7 +194,8 @@ def _bytes(tensor: Tensor) -> memoryview:
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal, read in blocks."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(2**22):

@@ -7,7 +7,6 @@ beside the file the first time it saw it. Loading never touches the network; `fe
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import io
 import json
@@ -22,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, load_file
 
-from irdm.checkpoint import write_atomic
+from irdm.checkpoint import sha256_of, write_atomic
 
 MANIFEST = "manifest.json"
 
@@ -52,15 +51,6 @@ def weights_folder(folder: Path | None = None) -> Path:
     """`folder`, else $IRDM_WEIGHTS, else `weights` in irdm's cache ($IRDM_CACHE, else ~/.cache/irdm)."""
     cache = Path(os.environ.get("IRDM_CACHE") or Path.home() / ".cache" / "irdm")
     return folder or Path(os.environ.get("IRDM_WEIGHTS") or cache / "weights")
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal, read in blocks."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def read_state(path: Path, data: bytes | None = None) -> dict[str, Any]:

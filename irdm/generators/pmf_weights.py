@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from irdm.checkpoint import write_atomic
+from irdm.checkpoint import sha256_of, write_atomic
 
 ALIASES = {"._flax_linear.": ".linear.", "._flax_embedding.": ".embedding."}  # of releases converted from JAX
 SKIPPED = "rope_freqs"  # a table that follows from the shapes
@@ -39,7 +38,7 @@ def load_weights(network: nn.Module, path: Path, sha256: str | None = None) -> N
     """
     if not path.is_file():
         raise ValueError(f"There is no file {path}; give the .safetensors, .pth or .pt file of the weights.")
-    if sha256 and (found := _sha256(path)) != sha256:
+    if sha256 and (found := sha256_of(path)) != sha256:
         raise ValueError(
             f"{path} has the sha256 {found}, expected {sha256}; it is another file or damaged. Fetch it again."
         )
@@ -105,11 +104,3 @@ def _rename(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
             problems.append(f"twice: {found} is another name of {name}")
         renamed[name] = tensor
     return renamed, problems
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**24):
-            digest.update(block)
-    return digest.hexdigest()

@@ -22,7 +22,7 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
-from irdm.checkpoint import write_atomic
+from irdm.checkpoint import sha256_of, write_atomic
 from irdm.store.reader import canonical
 
 FORMAT = 1  # part of the plan: raise it when the files of one plan change
@@ -57,7 +57,7 @@ class ReferenceFolder:
         Raises ValueError when the file was altered.
         """
         if name not in self._checked:
-            if hash_file(self.path / name)["sha256"] != self.manifest["files"][name]["sha256"]:
+            if sha256_of(self.path / name) != self.manifest["files"][name]["sha256"]:
                 raise self._damaged(name, "was altered: its sha256 is not the manifest's")
             self._checked.add(name)
         with safe_open(self.path / name, framework="pt", device=device) as file:
@@ -68,15 +68,6 @@ class ReferenceFolder:
             f"{self.path / name} {what}. Delete it and repeat the command that built the reference: only that file is "
             f"made again. It was: {self.manifest['command']}"
         )
-
-
-def hash_file(path: Path) -> dict[str, Any]:
-    """The manifest's entry of a file: its sha256 and its size in bytes."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return {"sha256": digest.hexdigest(), "bytes": path.stat().st_size}
 
 
 def refuse_foreign(path: Path) -> None:
@@ -101,7 +92,7 @@ def write_plan(path: Path, plan: Mapping[str, Any]) -> None:
 def write_manifest(path: Path, plan: Mapping[str, Any], name: str, files: list[str], **notes: Any) -> None:
     """Hash the files and say that the reference is whole."""
     body: dict[str, Any] = {"name": name, "address": address_of(plan), "plan": plan, **notes}
-    body["files"] = {file: hash_file(path / file) for file in files}
+    body["files"] = {file: {"sha256": sha256_of(path / file), "bytes": (path / file).stat().st_size} for file in files}
     body["self"] = hashlib.sha256(canonical(body)).hexdigest()
     write_atomic(path / MANIFEST, json.dumps(body, indent=1))
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import save
 
+from irdm.checkpoint import sha256_of
 from irdm.cli import main
 from irdm.encoders import weights as module
-from irdm.encoders.weights import WeightFile, Weights, WeightSource, read_state, require, sha256_of, weights_folder
+from irdm.encoders.weights import WeightFile, Weights, WeightSource, read_state, require, weights_folder
 
 ONE, TWO = save({"a": torch.ones(3)}), save({"a": torch.zeros(3)})
 SOURCE = WeightSource((WeightFile("config.json"), WeightFile("sub/model.safetensors")), 0.1, "MIT", repo="who/what")
