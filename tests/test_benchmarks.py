@@ -19,3 +19,11 @@ def test_plain_versions_of_the_distances_agree():
     values, gradients = map(float, re.search(r"of the values (\S+), of the gradient norms (\S+)\.\n", table).groups())
     assert values < 1e-3
     assert gradients < 1e-3
+
+
+def test_the_cost_of_a_reference_is_measured_and_extrapolated():
+    command = [sys.executable, str(BENCHMARKS / "reference.py"), "--quick", "--repeats", "1"]
+    table = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
+    rows = re.findall(r"^\| ([a-zA-Z -]+(?:, an iteration)?) \| ([\d.e-]+) \| n\^\S+ d\^\S+ ", table, flags=re.M)
+    assert [name for name, _ in rows] == ["k-means, an iteration", "mean embedding at the landmarks", "moments"]
+    assert all(float(seconds) > 0 for _, seconds in rows)

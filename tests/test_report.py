@@ -5,6 +5,7 @@ import json
 import math
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -117,7 +118,7 @@ def test_a_finished_run(tmp_path):
     assert path == tmp_path / "digits" / "report.html" and path.stat().st_size < 5_000_000
     assert set(page.figures) == FIGURES and not page.silent
     assert page.levels[0] == 1 and page.levels.count(1) == 1
-    assert all(after - before <= 1 for before, after in zip(page.levels, page.levels[1:], strict=False))
+    assert all(after - before <= 1 for before, after in pairwise(page.levels))
     plain = html.unescape(re.sub(r"\s+", " ", re.sub("<[^>]+>", "", text)))
     for expected in (
         "600 steps", "2 min 32 s", "1.05", "real = 1.00", "1.09", "96.7%", "98.6%", "SVC(RBF) on pixels",

@@ -12,6 +12,7 @@ import shutil
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -120,7 +121,7 @@ class TrainCell:
         train(config.model_copy(update=short), probe)
         lines = [json.loads(line)["core_seconds"] for line in (probe / "metrics.jsonl").read_text().splitlines()]
         shutil.rmtree(probe)
-        step = statistics.median(b - a for a, b in zip(lines[PROBE_WARM:], lines[PROBE_WARM + 1 :], strict=False))
+        step = statistics.median(b - a for a, b in pairwise(lines[PROBE_WARM:]))
         return max(1, math.floor(self.core_seconds / step))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Literal
 
 from jaxtyping import Float, Int64
@@ -41,7 +42,7 @@ class ReLUMLP(nn.Module):
         self.image_shape = tuple(image_shape)
         self.noise_shape = (config.noise_dim,)
         widths = [config.noise_dim, *[config.width] * config.depth]
-        hidden = [layer for a, b in zip(widths, widths[1:], strict=False) for layer in (nn.Linear(a, b), nn.ReLU())]
+        hidden = [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU())]
         self.layers = nn.Sequential(*hidden, nn.Linear(widths[-1], math.prod(image_shape)))
 
     def forward(self, noise: Float[Tensor, "n z"], labels: Int64[Tensor, " n"]) -> Float[Tensor, "n c h w"]:

@@ -150,6 +150,14 @@ def test_prompts_are_scored_by_the_pickscore_in_the_weights(there, pictures, tmp
     assert "PickScore cannot be loaded" in capsys.readouterr().err
 
 
+def test_pickscore_is_fetched_by_its_name_and_alone(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr("irdm.metrics.pickscore.PickScore.load", lambda **options: asked.append(options))
+    monkeypatch.setattr("irdm.encoders.tool.fetch_encoders", lambda *_, **__: pytest.fail("encoders were fetched"))
+    assert main(["encoders", "fetch", "pickscore"]) == 0
+    assert asked == [{"fetch": True}] and "pickscore" in capsys.readouterr().out
+
+
 def test_prompts_are_lines_or_a_template(tmp_path):
     source = open_source(write_pictures(tmp_path / "images", 4, 0))
     file = tmp_path / "prompts.txt"

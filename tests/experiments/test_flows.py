@@ -1,5 +1,7 @@
 """Flow matching and MeanFlow against Gaussians, whose velocity, path and mean velocity are known."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -65,7 +67,7 @@ def test_euler_converges_to_the_exact_path_at_first_order():
     flow, (z, labels) = GaussianFlow(), points(64)
     exact = flow.move(z, torch.ones(64).double(), torch.zeros(64).double())
     errors = [(integrate(flow.velocity, z, labels, n) - exact).norm().item() for n in (64, 128, 256, 512)]
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    for coarse, fine in pairwise(errors):
         assert coarse / fine == pytest.approx(2, rel=0.1)
     assert errors[-1] < 0.01 * exact.norm()
 
