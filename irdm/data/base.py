@@ -1,4 +1,4 @@
-"""What every dataset is: three stratified splits of labelled images, and a fingerprint of their content.
+"""What every dataset is: training and held-out images, each with its condition, and a fingerprint of their content.
 
 Letters: n rows, c channels, h height, w width.
 """
@@ -6,6 +6,7 @@ Letters: n rows, c channels, h height, w width.
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,113 +17,121 @@ from pydantic import Field
 from torch import Tensor
 
 from irdm.config import Config
+from irdm.data.conditions import Classes, Conditions, Unconditional
+
+Shape = tuple[int, int, int]
 
 
-class Split:
-    """Labelled images: `images` float32 [n, c, h, w] in [0, 1], `labels` int64 [n]. The order of rows is random.
+class Split(ABC):
+    """n images of one shape with their `conditions`. `len`, `image_shape` and `conditions` cost nothing to ask for."""
 
-    `image_shape`, `labels`, `len` and `take` are cheap whatever the size; `images` is all of them, in memory.
-    """
-
-    images: Float32[Tensor, "n c h w"]
-    labels: Int64[Tensor, " n"]
-
-    def __init__(self, images: Float32[Tensor, "n c h w"], labels: Int64[Tensor, " n"]):
-        self.images, self.labels = images, labels
+    name: str
+    """Where the images are from, for messages."""
+    conditions: Conditions
+    image_shape: Shape
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.conditions)
+
+    @abstractmethod
+    def read(self, rows: Int64[Tensor, " k"]) -> Float32[Tensor, "k c h w"]:
+        """Some images, in [0, 1], in the order of the rows. Raises ValueError naming one that cannot be used."""
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width)."""
-        _, c, h, w = self.images.shape
-        return c, h, w
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """sha256 of every image and condition, in order."""
 
-    def take(self, rows: Int64[Tensor, " k"]) -> Split:
-        """Some rows, in memory."""
-        return Split(self.images[rows], self.labels[rows])
+    @cached_property
+    def images(self) -> Float32[Tensor, "n c h w"]:
+        """All of them, kept in memory from then on."""
+        return self.read(torch.arange(len(self)))
 
-    def content(self) -> Iterator[bytes]:
-        """What a fingerprint is made of: every image and label, in order."""
-        for tensor in (self.images, self.labels):
-            yield f"{tensor.dtype} {tuple(tensor.shape)} ".encode()
-            yield tensor.numpy().tobytes()
+    def blocks(self, size: int) -> Iterator[Float32[Tensor, "k c h w"]]:
+        """All of them in order, at most `size` at a time."""
+        for rows in torch.arange(len(self)).split(size):
+            yield self.read(rows)
+
+
+class TensorSplit(Split):
+    """Images in memory: float32 [n, c, h, w] in [0, 1]."""
+
+    def __init__(self, images: Float32[Tensor, "n c h w"], conditions: Conditions, name: str = "images"):
+        assert len(images) == len(conditions), f"{len(images)} images, {len(conditions)} conditions"
+        _, c, h, w = images.shape
+        self.name, self.conditions, self.image_shape = name, conditions, (c, h, w)
+        self.images = images  # type: ignore[misc]  # in place of the cached property
+
+    def read(self, rows: Int64[Tensor, " k"]) -> Float32[Tensor, "k c h w"]:
+        return self.images[rows]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        head = f"{self.images.dtype} {tuple(self.images.shape)} {self.conditions.fingerprint}"
+        return hashlib.sha256(head.encode() + self.images.contiguous().numpy().tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Three splits with the same classes."""
+    """`train`, which a generator learns, and `val`, real images that nothing is fitted to: floors and scores."""
 
     name: str
     train: Split
     val: Split
-    test: Split
-    num_classes: int
-    class_names: tuple[str, ...]
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> Shape:
         """(channels, height, width)."""
         return self.train.image_shape
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of every image and label of train, val and test, in order; reads all of them once."""
-        digest = hashlib.sha256()
-        for part in (self.train, self.val, self.test):
-            for piece in part.content():
-                digest.update(piece)
-        return digest.hexdigest()
+        """sha256 of train and val; reads all of them once."""
+        return hashlib.sha256(f"{self.train.fingerprint} {self.val.fingerprint}".encode()).hexdigest()
 
 
 class SplitConfig(Config):
     """How the rows of a dataset are divided: once, stratified by class, seeded."""
 
-    val_fraction: float = Field(default=1 / 6, gt=0, lt=0.5)
-    """Share of each class that sets the floors and stands for "fresh real" in the scores."""
-    test_fraction: float = Field(default=1 / 6, gt=0, lt=0.5)
-    """Share of each class that nothing but the last evaluation sees."""
-    split_seed: int = Field(default=0, ge=0)
+    val_fraction: float = Field(default=1 / 3, gt=0, lt=1)
+    """Share of each class that is held out: nothing is fitted to it, floors and scores come from it."""
+    split_seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the split and of the row order inside each part."""
 
 
-def split_dataset(
-    name: str,
-    images: Float32[Tensor, "n c h w"],
-    labels: Int64[Tensor, " n"],
-    class_names: tuple[str, ...],
-    config: SplitConfig,
-) -> Dataset:
-    """Divide labelled images by `split_rows`. Raises ValueError as it does."""
-    rows = split_rows(name, labels, class_names, config)
-    splits = {part: Split(images[chosen].contiguous(), labels[chosen].contiguous()) for part, chosen in rows.items()}
-    return Dataset(name, **splits, num_classes=len(class_names), class_names=class_names)
+def split_dataset(name: str, images: Float32[Tensor, "n c h w"], conditions: Conditions, config: SplitConfig) -> Dataset:
+    """Divide images by `split_rows`. Raises ValueError as it does."""
+    parts = {
+        part: TensorSplit(images[rows].contiguous(), conditions[rows], f"{name} ({part})")
+        for part, rows in split_rows(name, conditions, config).items()
+    }
+    return Dataset(name, **parts)
 
 
-def split_rows(
-    name: str, labels: Int64[Tensor, " n"], class_names: tuple[str, ...], config: SplitConfig
-) -> dict[str, Int64[Tensor, " k"]]:
-    """Shuffled row numbers of train, val and test, each with every class in the same proportion.
+def split_rows(name: str, conditions: Conditions, config: SplitConfig) -> dict[str, Int64[Tensor, " k"]]:
+    """Shuffled row numbers of train and val, each with every stratum in the same proportion.
 
-    Raises ValueError when a class has too few rows to appear in all three.
+    Raises ValueError when a stratum has too few rows to appear in both.
     """
     generator = torch.Generator().manual_seed(config.split_seed)
-    parts: dict[str, list[Tensor]] = {"train": [], "val": [], "test": []}
-    for label, class_name in enumerate(class_names):
-        rows = (labels == label).nonzero().flatten()
+    strata = torch.zeros(len(conditions), dtype=torch.int64) if conditions.strata is None else conditions.strata
+    parts: dict[str, list[Tensor]] = {"train": [], "val": []}
+    for stratum in strata.unique().tolist():
+        rows = (strata == stratum).nonzero().flatten()
         rows = rows[torch.randperm(len(rows), generator=generator)]
-        n_val, n_test = round(len(rows) * config.val_fraction), round(len(rows) * config.test_fraction)
-        sizes = {"train": len(rows) - n_val - n_test, "val": n_val, "test": n_test}
-        if min(sizes.values()) < 1:
+        held_out = round(len(rows) * config.val_fraction)
+        if not 0 < held_out < len(rows):
+            what = conditions[rows[:1]].captions()[0] or "the images"
             raise ValueError(
-                f"{name}: class {label} ({class_name}) has {len(rows)} row(s), which splits into {sizes}; every class "
-                "needs at least one row in each. Add images, drop the class, or raise val_fraction and test_fraction."
+                f"{name}: {what} has {len(rows)} row(s), of which {held_out} would be held out; train and val need at "
+                "least one each. Add images, drop the class, or change val_fraction."
             )
-        for part, chunk in zip(parts.values(), rows.split(list(sizes.values())), strict=True):
+        for part, chunk in zip(parts.values(), rows.split([len(rows) - held_out, held_out]), strict=True):
             part.append(chunk)
-    splits = {}
-    for part, chunks in parts.items():
-        rows = torch.cat(chunks)
-        splits[part] = rows[torch.randperm(len(rows), generator=generator)]
-    return splits
+    joined = {part: torch.cat(chunks) for part, chunks in parts.items()}
+    return {part: rows[torch.randperm(len(rows), generator=generator)] for part, rows in joined.items()}
+
+
+def labelled(labels: Int64[Tensor, " n"] | None, names: tuple[str, ...], count: int) -> Conditions:
+    """Classes where there are at least two of them; otherwise there is nothing to ask for."""
+    return Unconditional(count) if labels is None or len(names) < 2 else Classes(labels, names)

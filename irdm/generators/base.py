@@ -1,0 +1,30 @@
+"""What every generator is: a network that turns noise and a condition into an image in one evaluation."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Generator(nn.Module, ABC):
+    """`forward(noise [n, *noise_shape], **inputs) -> images [n, c, h, w]` in [0, 1], one network evaluation.
+
+    `inputs` are the keyword tensors of `irdm.data.conditions.Conditions.inputs`: {"labels": [n]} for classes, none
+    without a condition. All randomness is in the noise; dropout is replayed by the gradient cache.
+    """
+
+    noise_shape: tuple[int, ...]
+    """Of the standard normal numbers that one image is drawn from."""
+
+    @abstractmethod
+    def forward(self, noise: Float[Tensor, "n *z"], **inputs: Tensor) -> Float[Tensor, "n c h w"]:
+        """One network evaluation."""
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that training moves, by name: these alone are optimised, averaged, saved and restored.
+
+        Whatever else the module holds (frozen parts, buffers) must come out of its `build` alike every time.
+        """
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
