@@ -1,44 +1,5 @@
-"""The two sides of an evaluation as tables: features of the judged images, and the real side they are compared with.
+"""Moved to irdm.metrics.tables, so that metrics can import it; this file goes when nobody imports it any more."""
 
-Letters: n rows, d features.
-"""
+from irdm.metrics.tables import Real, Table
 
-from __future__ import annotations
-
-from collections.abc import Mapping
-from dataclasses import dataclass
-
-from irdm.data.conditions import Conditions
-from irdm.ops.gaussian import Moments
-from irdm.ops.rows import Rows
-
-
-@dataclass(frozen=True)
-class Table:
-    """The features [n, d] of n images under each encoder, row by row of the same images, with their conditions.
-
-    `Rows` are tensors, or a store on disk that is read as it is asked for.
-    """
-
-    features: Mapping[str, Rows]
-    conditions: Conditions
-
-    def __len__(self) -> int:
-        return len(self.conditions)
-
-
-@dataclass(frozen=True)
-class Real:
-    """Real images as an evaluation sees them, in memory or on disk: the same numbers come out of both.
-
-    `train` are (at most `EvaluationConfig.table_rows`) images that the generator may have learned from, `val` images of
-    the same kind that nothing was fitted to; their rows are in random order. `moments` are those of all train rows.
-    """
-
-    train: Table
-    val: Table
-    moments: Mapping[str, Moments]
-    held_out: tuple[str, ...]
-    """Encoders that no generator was trained against."""
-    identity: Mapping[str, object]
-    """What decides all of the above, as plain JSON: images, encoders, preprocessing. Part of a result's protocol."""
+__all__ = ["Real", "Table"]
