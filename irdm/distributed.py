@@ -7,20 +7,32 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 PATIENCE = timedelta(days=1)  # how long ranks wait for one that fits encoders, builds a reference or judges alone
+Result = TypeVar("Result")
+
+
+class PeerLost(OSError):
+    """Another rank failed or was killed."""
 
 
 class Ranks:
-    """This process among its peers. `torchrun` sets RANK, WORLD_SIZE and LOCAL_RANK; without them there is one."""
+    """This process among its peers. `torchrun` sets RANK, WORLD_SIZE and LOCAL_RANK; without them there is one.
 
-    def __init__(self) -> None:
+    Every collective raises PeerLost when a peer is gone.
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
         active = dist.is_available() and dist.is_initialized()
         self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if active else (0, 1)
 
@@ -31,7 +43,7 @@ class Ranks:
             backend = "nccl" if device.startswith("cuda") else "gloo"
             dist.init_process_group(backend, timeout=PATIENCE)
             atexit.register(dist.destroy_process_group)  # gloo's threads abort a process that exits with them
-        return cls()
+        return cls(device)
 
     @property
     def is_main(self) -> bool:
@@ -41,43 +53,73 @@ class Ranks:
         """This rank's contiguous part of n rows; sizes differ by at most one and none is dropped or repeated."""
         return slice(self.rank * n // self.size, (self.rank + 1) * n // self.size)
 
-    def gather(self, rows: Tensor) -> Tensor:
-        """The rows of all ranks in order: [n_rank, d] -> [n, d], detached. Counts may differ between ranks."""
+    def gather(self, rows: Tensor) -> tuple[Tensor, slice]:
+        """The rows of all ranks in order, [n_rank, d] -> [n, d], detached, and where this rank's own are in them.
+
+        Counts may differ between ranks.
+        """
         if self.size == 1:
-            return rows.detach()
+            return rows.detach(), slice(0, len(rows))
         counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(self.size)]
-        dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
+        _call(dist.all_gather, counts, torch.tensor([len(rows)], device=rows.device))
         sizes = [int(count) for count in counts]
         padded = rows.new_zeros((max(sizes), *rows.shape[1:]))
         padded[: len(rows)] = rows
         parts = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(parts, padded)
-        self._start = sum(sizes[: self.rank])
-        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
-
-    def own(self, gathered: Tensor, count: int) -> Tensor:
-        """This rank's `count` rows of what `gather` returned last."""
-        start = 0 if self.size == 1 else self._start
-        return gathered[start : start + count]
+        _call(dist.all_gather, parts, padded)
+        start = sum(sizes[: self.rank])
+        together = torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+        return together, slice(start, start + len(rows))
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Replace every gradient with the sum over ranks, in one message."""
         if self.size == 1:
             return
-        parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        parameters = list(parameters)
         flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in parameters])
-        dist.all_reduce(flat)
+        _call(dist.all_reduce, flat)
         for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             parameter.grad = part.view_as(parameter).clone()
 
-    def any(self, flag: bool, device: str | torch.device) -> bool:
+    def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank."""
         if self.size == 1:
             return flag
-        value = torch.tensor([float(flag)], device=device)
-        dist.all_reduce(value, dist.ReduceOp.MAX)
+        value = torch.tensor([float(flag)], device=self.device)
+        _call(dist.all_reduce, value, dist.ReduceOp.MAX)
         return bool(value.item())
 
     def barrier(self) -> None:
         if self.size > 1:
-            dist.barrier()
+            _call(dist.barrier)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What fails inside the block on one rank ends all of them, and only that one says why."""
+        try:
+            yield
+        except PeerLost:
+            raise
+        except Exception:
+            self.any(True)
+            raise
+        if self.any(False):
+            sys.exit(1)
+
+    def main_first(self, function: Callable[[], Result]) -> Result:
+        """function() on the main rank, then on the others, which find in a cache what it made."""
+        result = None
+        for turn in (True, False):
+            with self.together():
+                if self.is_main == turn:
+                    result = function()
+        return result  # type: ignore[return-value]
+
+
+def _call(collective: Callable, *arguments) -> None:
+    try:
+        collective(*arguments)
+    except RuntimeError as error:
+        raise PeerLost(
+            f"Another rank failed or was killed; its own message says why ({error}).".splitlines()[0]
+        ) from None

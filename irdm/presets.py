@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from irdm.config import Config
+from irdm.config import Config, free
 from irdm.controller import ControllerConfig
 from irdm.data import AnyData, ArrayConfig, DigitsConfig, ImagesConfig
 from irdm.distances import AnyDistance, NystromMMDConfig
@@ -16,17 +16,17 @@ from irdm.encoders import AnyBattery, LocalBatteryConfig, PanelBatteryConfig
 from irdm.generators import PMF_FAMILIES, AnyGenerator, MLPConfig
 from irdm.metrics import EvaluationConfig
 
-SMOKE_IMAGES = 32
+SMOKE_IMAGES = 96
 
 
 class RunConfig(Config):
     """Everything that decides the numbers of a run."""
 
-    preset: str
+    preset: str = free("")
     """Name of the preset this came from."""
-    seed: int = Field(default=0, ge=0)
-    """Seed of the initial weights, the noise, the labels, the references and the floors."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Seed of the initial weights, the noise, the conditions, the reference and the floors."""
+    device: Literal["auto", "cpu", "cuda"] = free("auto")
     """Where to compute; auto takes CUDA when there is one."""
 
     data: AnyData
@@ -42,24 +42,25 @@ class RunConfig(Config):
     evaluation: EvaluationConfig | None = EvaluationConfig()
     """How the result is judged; none trains without looking: no pictures, checks, result or report."""
 
-    reference: Path | None = None
+    reference: Path | None = free(None)
     """A directory made by `irdm reference build`, in place of encoding all real images and fitting at each start."""
 
     joint: bool = True
-    """Match images together with their labels; otherwise only the marginal distribution of images."""
+    """Match images together with their conditions; otherwise only the marginal distribution of images."""
     self_normalise: bool = True
     """Divide each encoder's distance by its own value."""
-    rollout: int = Field(default=2048, ge=2)
+    rollout: int = Field(default=2048, ge=2, le=2**24)
     """Fresh images a step, compared all together."""
-    micro_batch: int | None = Field(default=None, ge=1)
+    micro_batch: int | None = free(None, ge=1)
     """Images at once; unset means the whole rollout. Changes memory and time, not the gradient."""
-    graph_memory_gib: float = Field(default=2.0, ge=0)
-    """Memory for keeping the graphs of micro-batches, so that those need no second forward."""
-    steps: int = Field(default=1000, ge=1)
+    graph_memory_gib: float | None = free(None, ge=0, le=2**20)
+    """Memory for keeping the graphs of micro-batches, so that those need no second forward; unset takes half of what is
+    free once the first micro-batch is there, 0 keeps none."""
+    steps: int = Field(default=1000, ge=1, le=2**40)
     """Optimizer steps."""
-    lr: float = Field(default=1e-3, gt=0)
+    lr: float = Field(default=1e-3, gt=0, le=1e6)
     """Peak learning rate at a rollout of 5120; scaled by sqrt(rollout / 5120)."""
-    warmup: int = Field(default=0, ge=0)
+    warmup: int = Field(default=0, ge=0, le=2**40)
     """Steps over which the learning rate rises from 0."""
     final_lr: float = Field(default=1.0, ge=0, le=1)
     """Learning rate at the last step as a share of the peak, reached along a cosine; 1 is constant."""
@@ -67,22 +68,22 @@ class RunConfig(Config):
     """AdamW's first-moment decay."""
     beta2: float = Field(default=0.95, ge=0, lt=1)
     """AdamW's second-moment decay."""
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0, le=1e6)
     """AdamW's weight decay."""
-    clip_norm: float = Field(default=1280.0, gt=0)
+    clip_norm: float = Field(default=1280.0, gt=0, le=1e30)
     """Largest norm of the true gradient of the loss, whatever the micro-batch or number of ranks."""
-    ema_decay: float = Field(default=0.999, ge=0, lt=1)
-    """Decay of the averaged weights, which are the ones that sample and are judged."""
+    ema_decay: float | None = Field(default=0.999, ge=0, lt=1)
+    """Decay of the averaged weights, which are the ones that sample and are judged; none takes the last weights."""
 
-    log_every: int = Field(default=10, ge=1)
+    log_every: int = free(10, ge=1)
     """Steps between lines of metrics.jsonl."""
-    check_every: int = Field(default=250, ge=1)
+    check_every: int = free(250, ge=1)
     """Steps between sample grids with a quick held-out check."""
-    checkpoint_every: int = Field(default=250, ge=1)
+    checkpoint_every: int = free(250, ge=1)
     """Steps between checkpoints."""
-    keep_checkpoints: int = Field(default=2, ge=1)
+    keep_checkpoints: int = free(2, ge=1)
     """Newest checkpoints to keep; the older ones are deleted."""
-    max_skipped: int = Field(default=10, ge=1)
+    max_skipped: int = free(10, ge=1)
     """Consecutive steps with a non-finite loss or gradient that stop the run; fewer are skipped and counted."""
 
     @model_validator(mode="after")
@@ -124,7 +125,7 @@ def digits_smoke() -> RunConfig:
         log_every=5,
         check_every=10,
         checkpoint_every=10,
-        evaluation=EvaluationConfig(replicates=2, directions=64, rff_features=256, resamples=8),
+        evaluation=EvaluationConfig(draws=2, directions=64, rff_features=256, resamples=8),
     )
 
 
@@ -139,7 +140,7 @@ def imagenet() -> RunConfig:
         ),
         distance=NystromMMDConfig(),
         controller=ControllerConfig(budget=10),
-        evaluation=EvaluationConfig(rows=2048, replicates=2, quick_rows=1024, micro_batch=32),
+        evaluation=EvaluationConfig(draws=3, quick_rows=1024, micro_batch=32),
         joint=False,
         rollout=5120,
         micro_batch=32,  # with the panel about 57 GiB: one card of 80
@@ -157,18 +158,24 @@ def array() -> RunConfig:
     return digits().model_copy(update={"preset": "array", "data": ArrayConfig.model_construct(kind="array")})
 
 
+def images() -> RunConfig:
+    """Your own small images, from a folder, a zip or tars: give --data.path FOLDER."""
+    return digits().model_copy(update={"preset": "images", "data": ImagesConfig.model_construct(kind="images")})
+
+
 PRESETS: dict[str, Callable[[], RunConfig]] = {
     "digits": digits,
     "digits-smoke": digits_smoke,
     "array": array,
+    "images": images,
     "imagenet": imagenet,
 }
 
 
 def limited(config: RunConfig, images: int) -> RunConfig:
-    """The same run cut down to see every part of it work: some images of each place, a rollout of as many, two steps.
+    """The same run cut down to see every part of it work: some images, a rollout of as many, two steps of everything.
 
-    Raises ValueError for fewer than 32 images, which no evaluation accepts.
+    Raises ValueError for fewer than 96 images, of which a third is held out.
     """
     if images < SMOKE_IMAGES:
         raise ValueError(f"limit is {images}; the shortest run that can be judged has {SMOKE_IMAGES} images.")
@@ -178,6 +185,8 @@ def limited(config: RunConfig, images: int) -> RunConfig:
     update |= {"check_every": 1, "checkpoint_every": 1}
     if "limit" in type(config.data).model_fields:
         update["data"] = config.data.model_copy(update={"limit": images})
+    if isinstance(config.battery, LocalBatteryConfig):
+        update["battery"] = config.battery.model_copy(update={"steps": min(config.battery.steps, 2)})
     if config.evaluation:
-        update["evaluation"] = config.evaluation.model_copy(update={"rows": images, "quick_rows": images})
+        update["evaluation"] = config.evaluation.model_copy(update={"rows": images, "quick_rows": images, "draws": 1})
     return RunConfig.model_validate(config.model_copy(update=update).model_dump())

@@ -1,48 +1,168 @@
-"""A run directory: claim it, log to it, open it, judge it. What is in it stands in docs/design.md."""
+"""A run directory: claim it, record what it stands on, open it, judge it. What is in it stands in docs/design.md."""
 
 from __future__ import annotations
 
-import io
-import json
-import math
-import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from pydantic import ValidationError
-from torch import Tensor, nn
+from pydantic import TypeAdapter, ValidationError
 
-from irdm import __version__
-from irdm.checkpoint import load_latest, write_atomic
+from irdm.build import build_battery, build_generator, cache_dir, open_run_reference, resolve_device
+from irdm.checkpoint import load_latest, restore
 from irdm.data import Dataset
+from irdm.data.base import Shape
+from irdm.data.conditions import ClassSpec, Conditions, ConditionSpec, NoSpec, draw
+from irdm.distributed import Ranks
 from irdm.encoders import Battery
-from irdm.evaluate import evaluate
+from irdm.evaluation import EvaluationConfig, Real, Result, embed, evaluate_tables, gallery, read_result, real_of
+from irdm.evaluation import write_result, write_samples
+from irdm.files import locked, read_manifest, visible, write_manifest
+from irdm.generate import Drawn
+from irdm.generators import Generator
 from irdm.images import image_grid, save_png
-from irdm.judging import Judge
-from irdm.ops.sampling import seed_for
 from irdm.presets import RunConfig
-from irdm.reference import Reference, build_reference
-from irdm.references import open_reference
+from irdm.reference import OpenReference, Reference, open_reference
+
+__all__ = ["LoadedRun", "cache_dir", "claim_run", "evaluate_run", "load_run", "read_config", "resolve_device"]
+
+CONFIG, RECORD, RESULT = "config.json", "reference.json", "result.json"
+AGAIN = "Repeat the run's own `irdm train` to write it again."
+RECORDED = ("data_fingerprint", "reference", "spec", "image_shape", "encoders")
+SPECS: TypeAdapter[ClassSpec | NoSpec] = TypeAdapter(ConditionSpec)
+
+
+def claim_run(out: Path, config: RunConfig) -> None:
+    """Make `out` the directory of this configuration, or find that it already is.
+
+    What changes no number (`free` fields) may differ, and so may the number of steps while the learning rate does not
+    depend on it; the directory then goes on with the new values.
+
+    Raises:
+        ValueError: when it holds another run or other files.
+        OSError: when it cannot be written.
+    """
+    path = out / CONFIG
+    if path.exists():
+        found = read_config(path)
+        theirs, ours = (_flat({**c.identity(), "steps": c.steps}) for c in (found, config))
+        names = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
+        if names == ["steps"] and config.final_lr == 1:
+            names = []
+        if names:
+            lines = [f"  {k}: {theirs.get(k, 'the default')} there, {ours.get(k, 'the default')} now" for k in names]
+            if "steps" in names and config.final_lr != 1:
+                lines.append("  (with final_lr below 1 the learning rate of every step depends on the number of steps)")
+            raise ValueError(
+                f"{out} holds a run of another configuration:\n" + "\n".join(lines) + "\n"
+                "Choose another --out, repeat that run's own command to resume it, or delete the folder."
+            )
+        if found == config:
+            return
+    elif out.exists() and (not out.is_dir() or visible(out)):
+        raise ValueError(f"{out} exists and is not a run directory (no {CONFIG} in it); choose another --out.")
+    write_manifest(path, config.model_dump(mode="json"))
+
+
+def read_config(path: Path) -> RunConfig:
+    """The configuration of a run directory. Raises ValueError naming what is wrong in it."""
+    try:
+        body = read_manifest(path, "Restore it, or start a new run from a copy with `irdm train --config`.")
+        return RunConfig.model_validate(body)
+    except FileNotFoundError:
+        raise ValueError(f"{path} is not there: give a run directory made by `irdm train`.") from None
+    except ValidationError as error:
+        fields = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
+        raise ValueError(f"{path} is not a configuration of this irdm ({fields}). Start a new run.") from None
+
+
+def record_of(
+    config: RunConfig, dataset: Dataset, battery: Battery, reference: Reference, prebuilt: OpenReference | None
+) -> dict[str, Any]:
+    """reference.json: what a run stands on, and what a reader needs to know of its data without the data."""
+    return {
+        "floors": reference.floors,
+        "sizes": {"train": len(dataset.train), "val": len(dataset.val)},
+        "held_in": list(battery.held_in),
+        "held_out": list(battery.held_out),
+        **_stands_on(dataset, prebuilt),
+    }
+
+
+def write_record(out: Path, record: Mapping[str, Any]) -> None:
+    """Write reference.json."""
+    write_manifest(out / RECORD, record)
+
+
+def check_record(
+    out: Path, dataset: Dataset, prebuilt: OpenReference | None, say: Callable[[str], None] = lambda text: None
+) -> None:
+    """A run goes on with the data and the reference that it began with.
+
+    Raises ValueError naming what changed.
+    """
+    if not (out / RECORD).exists():
+        return
+    recorded, now = read_record(out), _stands_on(dataset, prebuilt)
+    changed = [name for name in now if recorded.get(name) != now[name]]
+    if changed:
+        what = {
+            "data_fingerprint": "the images or their conditions are other ones",
+            "reference": "the reference is another one",
+            "spec": "the conditions have other names",
+            "image_shape": "the images have another shape",
+        }
+        raise ValueError(
+            f"{out} was trained on something else: {'; '.join(what[name] for name in changed)}. Bring back what it was "
+            "trained on to go on, or choose another --out."
+        )
+
+
+def read_record(out: Path) -> dict[str, Any]:
+    """reference.json. Raises ValueError when it is missing, damaged, or of another irdm."""
+    try:
+        record = read_manifest(out / RECORD, AGAIN)
+        record["spec"] = SPECS.validate_python(record["spec"]).model_dump(mode="json")
+        if len(record["image_shape"]) != 3 or not all(isinstance(side, int) for side in record["image_shape"]):
+            raise TypeError("image_shape")
+        return record
+    except FileNotFoundError:
+        raise ValueError(f"{out / RECORD} is missing. {AGAIN}") from None
+    except (KeyError, TypeError, ValidationError) as error:
+        raise ValueError(f"{out / RECORD} is damaged or of another irdm ({error!r}). {AGAIN}") from None
+
+
+def _stands_on(dataset: Dataset, prebuilt: OpenReference | None) -> dict[str, Any]:
+    return {
+        # Hashing a prebuilt reference's images again would read all of them; the address stands for them.
+        "data_fingerprint": None if prebuilt else dataset.fingerprint,
+        "reference": {"name": prebuilt.name, "address": prebuilt.address} if prebuilt else None,
+        "spec": dataset.train.conditions.spec.model_dump(mode="json"),
+        "image_shape": list(dataset.image_shape),
+    }
 
 
 @dataclass
 class LoadedRun:
     """A trained run: its configuration, and the averaged weights in evaluation mode, on `device`."""
 
+    path: Path
     config: RunConfig
-    generator: nn.Module
+    generator: Generator
     device: str
     step: int
-    num_classes: int
-    recorded: dict
+    spec: ClassSpec | NoSpec
+    image_shape: Shape
+    recorded: dict[str, Any]
     """What reference.json says."""
+    weights: str
+    """The sha256 of the averaged weights."""
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -51,259 +171,187 @@ class LoadedRun:
         recorded = self.recorded.get("data_fingerprint")
         if recorded is not None and recorded != dataset.fingerprint:
             raise ValueError(
-                f"The run was trained on other data: fingerprint {recorded[:12]}, now {dataset.fingerprint[:12]}."
+                f"{self.path} was trained on other data than is there now ({dataset.name}): fingerprint "
+                f"{recorded[:12]}, now {dataset.fingerprint[:12]}. Bring back the data it was trained on."
             )
         return dataset
 
-
-def resolve_device(device: str) -> str:
-    """`auto` is CUDA when there is one. Under torchrun each rank takes its own. Raises ValueError for absent CUDA."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("The device is 'cuda' but torch finds no CUDA device; use --device cpu or auto.")
-    if device == "cpu" or not torch.cuda.is_available():
-        return "cpu"
-    index = int(os.environ.get("LOCAL_RANK", "0"))
-    torch.cuda.set_device(index)
-    return f"cuda:{index}"
+    def drawn(self, conditions: Conditions, seed: int) -> Drawn:
+        """The images that the run draws for conditions."""
+        return Drawn(
+            self.generator, conditions, self.image_shape, seed,
+            device=self.device, identity=self.weights, name=str(self.path),
+        )  # fmt: skip
 
 
-def cache_dir() -> Path:
-    """Where fitted batteries are kept: $IRDM_CACHE, else ~/.cache/irdm."""
-    return Path(os.environ.get("IRDM_CACHE") or Path.home() / ".cache" / "irdm")
-
-
-def build_generator(config: RunConfig, dataset: Dataset) -> nn.Module:
-    """The network before training; the same weights for the same seed, wherever it is called."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_for("init", config.seed))
-        return config.generator.build(dataset.image_shape, dataset.num_classes)
-
-
-def restore_generator(
-    config: RunConfig, image_shape: tuple[int, int, int], num_classes: int, weights: dict[str, Tensor], device: str
-) -> nn.Module:
-    """The network with weights of a checkpoint, on the device; the file that training started from is not needed.
-
-    Only shapes are built before, so no weight is initialised or held twice.
-    """
-    with torch.device("meta"):
-        generator = config.generator.build(image_shape, num_classes)
-    generator = generator.to_empty(device=device)
-    generator.load_state_dict(weights)
-    return generator
-
-
-def build_battery(config: RunConfig, dataset: Dataset, device: str, progress: Callable[[str], None]) -> Battery:
-    """The encoders of a run on the device: fitted, loaded, or those of the run's reference.
-
-    Raises ValueError when they are not, to the byte, those that made the reference.
-    """
-    if config.reference is None:
-        return config.battery.fit(dataset, cache_dir=cache_dir(), progress=progress).to(device)
-    judge, wanted = Judge(config.reference, device), config.battery.model_dump(mode="json")
-    made = judge.folder.plan["battery"]
-    if made["kind"] == "panel" == wanted["kind"]:  # some of its encoders will do
-        held_out = {*judge.held_out}
-        odd = {*wanted["held_in"]} - ({*judge.names} - held_out) | {*wanted["held_out"]} - held_out
-        if not odd:
-            battery = config.battery.fit(dataset, progress=progress).to(device)
-            judge.check(dict(battery.encoders.items()), getattr(config.battery, "weights", None))
-            return battery
-    elif made == wanted:
-        return judge.battery()
-    differing = {key: value for key, value in made.items() if wanted.get(key) != value}
-    raise ValueError(
-        f"The reference {config.reference} was built with other encoders than this run asks for: "
-        + "; ".join(f"battery.{key} is {wanted.get(key)}, there {value}" for key, value in differing.items())
-        + ". Set these fields as they are there, or build a reference of the encoders you want."
-    )
-
-
-def build_training_reference(
-    config: RunConfig, dataset: Dataset, battery: Battery, device: str, progress: Callable[[str], None]
-) -> Reference:
-    """The distances and floors of the encoders that train: fitted in memory, or those of the run's reference.
-
-    A reference whose distance, rollout or joint-ness is another one is fitted anew from its stores.
-
-    Raises ValueError when the reference is of images of another size or of other classes than the data.
-    """
-    encoders = {name: battery.encoders[name] for name in battery.held_in}
-    if config.reference is None:
-        options: dict[str, Any] = {"joint": config.joint, "rollout": config.rollout, "seed": config.seed}
-        micro_batch = config.micro_batch or config.rollout
-        return build_reference(config.distance, encoders, dataset, device=device, micro_batch=micro_batch, **options)
-    reference = open_reference(config.reference, device)
-    plan, (_, *sides) = reference.manifest["plan"], dataset.image_shape
-    if sides != [plan["preprocessing"]["size"]] * 2 or plan["classes"] != list(dataset.class_names):
-        raise ValueError(
-            f"The reference {config.reference} is of {len(plan['classes'])} classes of images of "
-            f"{plan['preprocessing']['size']} pixels a side, but {dataset.name} has {dataset.num_classes} classes of "
-            f"{' x '.join(map(str, sides))}, or they have other names. Train on the images of the reference."
-        )
-    if plan["train"]["count"] != len(dataset.train):
-        progress(f"the reference is of {plan['train']['count']} images; {dataset.name} has {len(dataset.train)}")
-    asked = {"distance": config.distance.model_dump(mode="json"), "rollout": config.rollout}
-    if asked != plan["training"] or config.joint:
-        progress(f"{config.reference} holds another distance, rollout or joint-ness: fitting anew from its features")
-    return reference.training(battery.held_in, config.distance, config.joint, rollout=config.rollout)
-
-
-def describe_reference(config: RunConfig, reference: Reference, battery: Battery, dataset: Dataset) -> dict:
-    """reference.json: what a reader of the run needs to know of its data, without the data."""
-    prebuilt = Judge(config.reference).folder if config.reference else None
-    return {
-        "floors": reference.floors,
-        "sizes": {name: len(getattr(dataset, name)) for name in ("train", "val", "test")},
-        "held_in": list(battery.held_in),
-        "held_out": list(battery.held_out),
-        "class_names": list(dataset.class_names),
-        "image_shape": list(dataset.image_shape),
-        # Hashing a prebuilt reference's images again would read all of them; the address stands for them.
-        "data_fingerprint": None if prebuilt else dataset.fingerprint,
-        "reference": {"name": prebuilt.name, "address": prebuilt.address} if prebuilt else None,
-    }
-
-
-def claim_run(out: Path, config: RunConfig) -> None:
-    """Make `out` the directory of this configuration, or find that it already is.
-
-    Raises ValueError when it holds another run or other files, OSError when it cannot be written.
-    """
-    path = out / "config.json"
-    if path.exists():
-        found = read_config(path)
-        if found != config:
-            ours, theirs = _flat(config.model_dump(mode="json")), _flat(found.model_dump(mode="json"))
-            names = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
-            lines = [f"  {name}: {theirs.get(name)} there, {ours.get(name)} now" for name in names]
-            raise ValueError(
-                f"{out} holds a run of another configuration:\n" + "\n".join(lines) + "\n"
-                "Choose another --out, repeat that run's own command to resume it, or delete the folder."
-            )
-        return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} exists and is not a run directory (no config.json in it); choose another --out.")
-    write_atomic(path, config.model_dump_json(indent=1))
-
-
-def read_config(path: Path) -> RunConfig:
-    """The configuration in a JSON file. Raises ValueError naming what is wrong in it."""
-    try:
-        return RunConfig.model_validate_json(path.read_text())
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} is not there: give a run directory made by `irdm train`.") from error
-    except ValidationError as error:
-        raise ValueError(f"{path} is not a valid configuration: {error}") from error
-
-
-def load_run(run: Path) -> LoadedRun:
+def load_run(run: Path, device: str | None = None) -> LoadedRun:
     """Open a trained run. Raises ValueError when it is no run or has no usable checkpoint."""
-    config = read_config(run / "config.json")
-    device = resolve_device(config.device)
+    config = read_config(run / CONFIG)
+    device = resolve_device(device or config.device)
     checkpoint, refused = load_latest(run / "checkpoints")
     if checkpoint is None:
         raise ValueError(f"{run} has no checkpoint yet; run `irdm train` on it first.")
     for problem in refused:
         print(f"warning: {problem} Using the one before, of step {checkpoint.step}.")
-    path = run / "reference.json"
-    recorded = json.loads(path.read_text()) if path.exists() else {}
-    if "image_shape" not in recorded:
-        raise ValueError(f"{path} is missing or of an older irdm: repeat the run's own `irdm train` to write it again.")
-    classes = len(recorded["class_names"])
-    generator = restore_generator(config, tuple(recorded["image_shape"]), classes, checkpoint.tensors["ema"], device)
-    return LoadedRun(config, generator.eval().requires_grad_(False), device, checkpoint.step, classes, recorded)
+    record = read_record(run)
+    spec, shape = SPECS.validate_python(record["spec"]), tuple(record["image_shape"])
+    generator = build_generator(config, shape, spec)
+    restore(generator.trained(), checkpoint.tensors["ema"], run)
+    generator = generator.to(device).eval().requires_grad_(False)
+    return LoadedRun(
+        run, config, generator, device, checkpoint.step, spec, shape, record, checkpoint.files["ema"]["sha256"]
+    )
 
 
 def evaluate_run(
     run: Path,
+    reference: Path | None = None,
+    out: Path | None = None,
     *,
-    training: dict | None = None,
+    config: EvaluationConfig | None = None,
+    names: tuple[str, ...] | None = None,
+    weights: Path | None = None,
+    count: int | None = None,
+    device: str | None = None,
+    ranks: Ranks | None = None,
+    is_locked: bool = False,
+    training: dict[str, Any] | None = None,
     seconds: dict[str, float] | None = None,
     command: str | None = None,
     progress: Callable[[str], None] = print,
-) -> dict:
-    """Judge the averaged weights of a run; write result.json, samples/ and report.html. Returns the result.
+) -> Result | None:
+    """Judge the averaged weights of a run; write result.json, samples.npz, a picture and report.html into `out`.
 
-    `training`, `seconds` and `command` come from the trainer; without them those of the earlier result.json are kept.
+    Under torchrun every rank calls this and draws and embeds its share; the main rank judges and returns the result.
+
+    Args:
+        run: the run directory.
+        reference: a reference's directory, or another run's, whose real images are compared with; None takes the run's
+            own data or reference, and `out` is then the run itself.
+        out: where the result goes; needed with a reference.
+        config: how to judge; None as the run's configuration says.
+        names: only these encoders; means are then partial, and say so.
+        weights: folder of the weights of pretrained encoders.
+        count: images to draw; None is `config.draws` full draws.
+        device: where to compute; None as the run's configuration says.
+        ranks: this process among its peers.
+        is_locked: the caller holds the directory already.
+        training, seconds, command: from the trainer; without them those of the earlier result are kept.
+        progress: receives a line of text now and then.
+
+    Raises:
+        ValueError: for a run that cannot be opened, data that changed, a reference of images of another shape.
     """
     from irdm.report import write_report
 
-    clock = time.monotonic()
-    path = run / "result.json"
-    earlier = json.loads(path.read_text()) if path.exists() else {}
-    loaded = load_run(run)
-    config = loaded.config
-    if config.evaluation is None:
-        raise ValueError(
-            f"{run} was trained with evaluation null, so nothing says how to judge it; edit its config.json."
+    began, ranks, target = time.monotonic(), ranks or Ranks(), out or run
+    loaded = load_run(run, device)
+    earlier = _earlier(target / RESULT)
+    config = config or loaded.config.evaluation or EvaluationConfig()
+    with nullcontext() if is_locked or not ranks.is_main else locked(target, "evaluated"):
+        with ranks.together():
+            real, battery, about = open_real(reference, loaded, config, names, weights, ranks, progress)
+            if loaded.image_shape != about["image_shape"]:
+                raise ValueError(
+                    f"{run} draws images {list(loaded.image_shape)}, but the reference is of images "
+                    f"{list(about['image_shape'])}. Write images with `irdm sample {run} --format files` and judge that "
+                    "folder: it is brought to the reference's size."
+                )
+            rows = min(config.rows, len(real.train), len(real.val) // 2)
+            wanted = count or config.draws * rows
+            asked = (
+                real.train.conditions if real.train.conditions.spec == loaded.spec else loaded.dataset.train.conditions
+            )
+            conditions = asked[draw(asked, wanted, "evaluate", config.seed)]
+        generated = loaded.drawn(conditions, config.seed)
+        encoders = dict(battery.encoders.items())
+        table = embed(
+            generated, encoders, micro_batch=config.micro_batch, device=loaded.device, ranks=ranks, progress=progress
         )
-    battery = build_battery(config, loaded.dataset, loaded.device, progress)
-    evaluation = evaluate(
-        loaded.generator, battery, loaded.dataset, config.evaluation, device=loaded.device, progress=progress
-    )
-    spent = time.monotonic() - clock
-    seconds = dict(seconds or earlier.get("seconds", {}))
-    seconds["evaluate"] = spent
-    total = seconds.pop("this_call", None)
-    parts = sum(seconds.get(name, 0.0) for name in ("encoders", "reference", "train", "evaluate"))
-    seconds["total"] = max(parts, (total or 0.0) + spent)
-    keep = ("steps", "skipped_steps", "images_per_second", "core_seconds", "ranks", "alarms")
-    result = evaluation.result | {"seconds": seconds, "step": loaded.step}
-    result |= training or {key: earlier[key] for key in keep if key in earlier}
-    result |= {
-        "seeds": {
-            "run": config.seed,
-            "battery": config.battery.model_dump().get("seed"),
-            "evaluation": config.evaluation.seed,
-        },
-        "versions": {
-            "irdm": __version__,
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "numpy": np.__version__,
-        },
-        "hardware": _hardware(loaded.device),
-        "command": command or earlier.get("command", f"irdm eval {run}"),
-    }
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **evaluation.arrays)  # type: ignore[arg-type]
-    write_atomic(run / "samples" / "evaluation.npz", buffer.getvalue())
-    grid = torch.from_numpy(evaluation.arrays["generated"]).float() / 255
-    columns = int(np.unique(evaluation.arrays["generated_labels"], return_counts=True)[1].max())
-    save_png(run / "samples" / "final.png", image_grid(grid, columns))
-    write_atomic(path, json.dumps(result, indent=1))
-    write_report(run)
-    return result
+        if not ranks.is_main:
+            return None
+        spent = {**(seconds or (earlier.seconds if earlier else {}))}
+        total = spent.pop("this_call", 0.0)
+        result = evaluate_tables(
+            table,
+            real,
+            config,
+            source={"path": str(run), "images": len(generated), "fingerprint": generated.fingerprint},
+            reference={key: value for key, value in about.items() if key in ("name", "train", "val", "size")},
+            missing=about["missing"],
+            step=loaded.step,
+            training=training or (earlier.training if earlier else None),
+            hardware=_hardware(loaded.device),
+            seeds={
+                "run": loaded.config.seed,
+                "battery": getattr(loaded.config.battery, "seed", None),
+                "evaluation": config.seed,
+            },
+            command=command or (earlier.command if earlier else None) or f"irdm eval {run}",
+            progress=progress,
+        )
+        spent["evaluate"] = time.monotonic() - began
+        parts = sum(spent.get(name, 0.0) for name in ("encoders", "reference", "train", "evaluate"))
+        spent["total"] = max(parts, total + spent["evaluate"])
+        result = result.model_copy(update={"seconds": spent})
+        shown = gallery(generated, about["pictures"], about["train_pictures"], config.gallery, config.seed)
+        write_samples(target / "samples.npz", shown)
+        pictures = torch.from_numpy(shown["generated"]).float() / 255
+        save_png(target / "samples" / "final.png", image_grid(pictures, config.gallery))
+        write_result(target / RESULT, result)
+        write_report(target)
+        return result
 
 
-class MetricsLog:
-    """metrics.jsonl: one JSON object a line. Lines after the resumed step are dropped first, since they come again."""
+def open_real(
+    reference: Path | None,
+    own: LoadedRun | None,
+    config: EvaluationConfig,
+    names: tuple[str, ...] | None,
+    weights: Path | None,
+    ranks: Ranks,
+    progress: Callable[[str], None],
+    device: str = "cpu",
+) -> tuple[Real, Battery, dict[str, Any]]:
+    """The real side that a path stands for, its encoders, and what else a result says of it.
 
-    def __init__(self, path: Path, step: int, write: bool):
-        self.path, self.enabled = path, write
-        if write and path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-            write_atomic(path, "".join(line + "\n" for line in kept))
+    A path is that of a reference or of a run, which stands for its own data and battery; None is `own`.
+    """
+    if reference is not None and (reference / CONFIG).exists():
+        own, reference = load_run(reference, device), None
+    if reference is None:
+        assert own is not None, "a reference or a run"
+        if own.config.reference is None:
+            dataset, device = own.dataset, own.device
+            battery = ranks.main_first(lambda: build_battery(own.config, dataset, None, device, progress))
+            battery, missing = battery.only(names)
+            real = real_of(dataset, battery, config, device=device, ranks=ranks, progress=progress)
+            return real, battery, {
+                "name": f"the data of {own.path.name}", "train": len(dataset.train), "val": len(dataset.val),
+                "size": list(dataset.image_shape), "image_shape": dataset.image_shape, "missing": missing,
+                "pictures": dataset.val, "train_pictures": dataset.train,
+            }  # fmt: skip
+        reference, device = own.config.reference, own.device
+    opened = open_reference(reference, device)
+    if own is not None and (recorded := own.recorded.get("reference")) and own.config.reference == reference:
+        if recorded["address"] != opened.address:
+            raise ValueError(f"{reference} is not the reference that {own.path} was trained against; build that again.")
+    battery = opened.battery(names, weights)
+    return opened.real(tuple(battery.encoders)), battery, {
+        "name": opened.name, "train": opened.plan["train"]["count"], "val": opened.plan["val"]["count"],
+        "size": list(opened.image_shape), "image_shape": opened.image_shape,
+        "missing": tuple(name for name in opened.names if name not in battery.encoders),
+        "pictures": opened.samples(), "train_pictures": None,
+    }  # fmt: skip
 
-    def write(self, line: dict) -> None:
-        """Append one object; NaN and infinity are written as null, which JSON knows."""
-        if self.enabled:
-            with open(self.path, "a") as file:
-                file.write(json.dumps(_jsonable(line)) + "\n")
 
-
-def _step_of(line: str) -> float:
+def _earlier(path: Path) -> Result | None:
+    """The result that is there, to keep what it says of training; a damaged one is written anew."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return math.inf  # cut short by a kill
-
-
-def _jsonable(value):
-    if isinstance(value, dict):
-        return {key: _jsonable(item) for key, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return read_result(path) if path.exists() else None
+    except ValueError as error:
+        print(f"warning: {error} It is written anew; what it said of training is lost.")
+        return None
 
 
 def _hardware(device: str) -> str:

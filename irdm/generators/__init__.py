@@ -1,4 +1,4 @@
-"""One-step generators: one file per network, one table."""
+"""One-step generators: one file per network, one line in `AnyGenerator`."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from typing import Annotated
 
 from pydantic import Field
 
+from irdm.generators.base import Generator
 from irdm.generators.mlp import MLPConfig, MLPGenerator
 from irdm.generators.pmf import PMF_FAMILIES, PixelMeanFlow, PixelMeanFlowConfig
 from irdm.generators.pmf_weights import load_weights, save_weights
 from irdm.generators.relu_mlp import ReLUMLP, ReLUMLPConfig
 
-GENERATORS = {"mlp": MLPConfig, "relu-mlp": ReLUMLPConfig, "pmf": PixelMeanFlowConfig}
 AnyGenerator = Annotated[MLPConfig | ReLUMLPConfig | PixelMeanFlowConfig, Field(discriminator="kind")]
 
 __all__ = [
-    "GENERATORS",
     "PMF_FAMILIES",
     "AnyGenerator",
+    "Generator",
     "MLPConfig",
     "MLPGenerator",
     "PixelMeanFlow",

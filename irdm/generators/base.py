@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 
-class Generator(nn.Module, ABC):
+class Generator(nn.Module):
     """`forward(noise [n, *noise_shape], **inputs) -> images [n, c, h, w]` in [0, 1], one network evaluation.
 
     `inputs` are the keyword tensors of `irdm.data.conditions.Conditions.inputs`: {"labels": [n]} for classes, none
@@ -17,10 +14,6 @@ class Generator(nn.Module, ABC):
 
     noise_shape: tuple[int, ...]
     """Of the standard normal numbers that one image is drawn from."""
-
-    @abstractmethod
-    def forward(self, noise: Float[Tensor, "n *z"], **inputs: Tensor) -> Float[Tensor, "n c h w"]:
-        """One network evaluation."""
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that training moves, by name: these alone are optimised, averaged, saved and restored.

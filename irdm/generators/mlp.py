@@ -11,6 +11,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from irdm.config import Config
+from irdm.data.conditions import ClassSpec, NoSpec
+from irdm.generators.base import Generator
 
 
 class MLPConfig(Config):
@@ -25,26 +27,31 @@ class MLPConfig(Config):
     noise_dim: int = Field(default=64, ge=1)
     """Gaussian numbers that one image is drawn from."""
 
-    def build(self, image_shape: tuple[int, int, int], num_classes: int) -> MLPGenerator:
+    def build(self, image_shape: tuple[int, int, int], spec: ClassSpec | NoSpec) -> MLPGenerator:
         """A freshly initialised network; the caller seeds torch."""
-        return MLPGenerator(self, image_shape, num_classes)
+        return MLPGenerator(self, image_shape, spec)
 
 
-class MLPGenerator(nn.Module):
-    """`forward(noise [n, noise_dim], labels [n]) -> images [n, c, h, w]` in (0, 1)."""
+class MLPGenerator(Generator):
+    """`forward(noise [n, noise_dim], labels [n] or None) -> images [n, c, h, w]` in (0, 1)."""
 
-    def __init__(self, config: MLPConfig, image_shape: tuple[int, int, int], num_classes: int):
+    def __init__(self, config: MLPConfig, image_shape: tuple[int, int, int], spec: ClassSpec | NoSpec):
         super().__init__()
         self.image_shape = tuple(image_shape)
         self.noise_shape = (config.noise_dim,)
         self.embed_noise = nn.Linear(config.noise_dim, config.width)
-        self.embed_label = nn.Embedding(num_classes, config.width)
+        self.embed_label = nn.Embedding(spec.width, config.width) if spec.width else None
         self.hidden = nn.ModuleList(nn.Linear(config.width, config.width) for _ in range(config.depth - 1))
         self.to_pixels = nn.Linear(config.width, math.prod(image_shape))
 
-    def forward(self, noise: Float[Tensor, "n z"], labels: Int64[Tensor, " n"]) -> Float[Tensor, "n c h w"]:
+    def forward(
+        self, noise: Float[Tensor, "n z"], labels: Int64[Tensor, " n"] | None = None
+    ) -> Float[Tensor, "n c h w"]:
         """One network evaluation; all randomness is in `noise`."""
-        x = nn.functional.silu(self.embed_noise(noise) + self.embed_label(labels))
+        x = self.embed_noise(noise)
+        if self.embed_label is not None:
+            x = x + self.embed_label(labels)
+        x = nn.functional.silu(x)
         for layer in self.hidden:
             x = x + nn.functional.silu(layer(x))
         return torch.sigmoid(self.to_pixels(x)).unflatten(1, self.image_shape)

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from irdm.config import Config
+from irdm.config import Config, free
+from irdm.data.conditions import ClassSpec, NoSpec
+from irdm.generators.base import Generator
 from irdm.generators.pmf_weights import load_weights
 
 SINUSOIDS = 256  # cosines and sines of an embedded number
@@ -64,7 +66,7 @@ class PixelMeanFlowConfig(Config):
     """The sha256 that file must have; unset takes any."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the blocks; weights, embeddings and pixels stay float32."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = free(False)
     """Recompute each block in the backward pass: the same gradient in less memory and a third more time."""
 
     @model_validator(mode="after")
@@ -82,7 +84,7 @@ class PixelMeanFlowConfig(Config):
             raise ValueError("weights_sha256 is given without weights; name the file it belongs to.")
         return self
 
-    def build(self, image_shape: tuple[int, int, int], num_classes: int) -> PixelMeanFlow:
+    def build(self, image_shape: tuple[int, int, int], spec: ClassSpec | NoSpec) -> PixelMeanFlow:
         """The network, freshly initialised (the caller seeds torch) or from `weights`; on the meta device shapes only.
 
         Raises:
@@ -94,7 +96,7 @@ class PixelMeanFlowConfig(Config):
                 f"The images are {height}x{width} and the patch {self.patch}, which does not divide both; choose a "
                 f"patch that divides {math.gcd(height, width)}."
             )
-        generator = PixelMeanFlow(self, image_shape, num_classes)
+        generator = PixelMeanFlow(self, image_shape, spec.width)
         if self.weights and not generator.net.pos_embed.is_meta:
             load_weights(generator, self.weights, self.weights_sha256)
         return generator
@@ -124,21 +126,26 @@ PMF_FAMILIES = {
 """The published sizes, for images of 256x256, and a tiny one."""
 
 
-class PixelMeanFlow(nn.Module):
-    """`forward(noise [n, c, h, w], labels [n]) -> images [n, c, h, w]` in [0, 1]."""
+class PixelMeanFlow(Generator):
+    """`forward(noise [n, c, h, w], labels [n] or None) -> images [n, c, h, w]` in [0, 1].
+
+    Without a condition every image is of the null class.
+    """
 
     def __init__(self, config: PixelMeanFlowConfig, image_shape: tuple[int, int, int], num_classes: int):
         super().__init__()
-        self.noise_shape = tuple(image_shape)
+        self.noise_shape, self.null = tuple(image_shape), num_classes
         self.guidance, self.interval = config.guidance, config.interval
         self.net = PixelTransformer(config, image_shape, num_classes)
 
-    def forward(self, noise: Float[Tensor, "n c h w"], labels: Int64[Tensor, " n"]) -> Float[Tensor, "n c h w"]:
+    def forward(
+        self, noise: Float[Tensor, "n c h w"], labels: Int64[Tensor, " n"] | None = None
+    ) -> Float[Tensor, "n c h w"]:
         """One network evaluation. A pixel that leaves the range keeps the part of its gradient that leads back in."""
         return to_unit_range((self.sample(noise, labels) + 1) / 2)
 
     def sample(
-        self, noise: Float[Tensor, "n c h w"], labels: Int64[Tensor, " n"], steps: int = 1
+        self, noise: Float[Tensor, "n c h w"], labels: Int64[Tensor, " n"] | None = None, steps: int = 1
     ) -> Float[Tensor, "n c h w"]:
         """Images in about [-1, 1], not clamped, from `steps` equal steps z <- z - h u from time 1 to 0.
 
@@ -146,6 +153,8 @@ class PixelMeanFlow(nn.Module):
         standard normal and taken as it is.
         """
         z, h = noise, 1 / steps
+        if labels is None:
+            labels = torch.full((len(noise),), self.null, device=noise.device)
         for i in range(steps):
             x = self.net(z, labels, h, self.guidance, self.interval)
             z = z - h * (z - x) / max(1 - i * h, SMALLEST_TIME)

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from irdm.checkpoint import sha256_of, write_atomic
+from irdm.files import sha256_of, write_tensors
 
 ALIASES = {"._flax_linear.": ".linear.", "._flax_embedding.": ".embedding."}  # of releases converted from JAX
 SKIPPED = "rope_freqs"  # a table that follows from the shapes
@@ -22,8 +22,7 @@ def save_weights(network: nn.Module, path: Path) -> None:
     """
     if path.suffix != ".safetensors":
         raise ValueError(f"Weights are saved as safetensors, but the path is {path}; end its name in .safetensors.")
-    state = network.state_dict()
-    write_atomic(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}))
+    write_tensors(path, network.state_dict())
 
 
 def load_weights(network: nn.Module, path: Path, sha256: str | None = None) -> None:

@@ -6,15 +6,17 @@ import math
 from itertools import pairwise
 from typing import Literal
 
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
 from irdm.config import Config
+from irdm.data.conditions import ClassSpec, NoSpec
+from irdm.generators.base import Generator
 
 
 class ReLUMLPConfig(Config):
-    """ReLU layers from noise to unbounded coordinates; it has no use for a class."""
+    """ReLU layers from noise to unbounded coordinates; it has no use for a condition."""
 
     kind: Literal["relu-mlp"] = "relu-mlp"
     """Name of this kind of generator."""
@@ -25,17 +27,18 @@ class ReLUMLPConfig(Config):
     depth: int = Field(default=4, ge=1)
     """Hidden layers."""
 
-    def build(self, image_shape: tuple[int, int, int], num_classes: int) -> ReLUMLP:
-        """A freshly initialised network; the caller seeds torch. Raises ValueError for more than one class."""
-        if num_classes != 1:
+    def build(self, image_shape: tuple[int, int, int], spec: ClassSpec | NoSpec) -> ReLUMLP:
+        """A freshly initialised network; the caller seeds torch. Raises ValueError for data with a condition."""
+        if not isinstance(spec, NoSpec):
             raise ValueError(
-                f"The relu-mlp generator takes no class, but the data has {num_classes}: use --generator.kind mlp."
+                f"The relu-mlp generator takes no condition, but the data has {spec.width} classes: use "
+                "--generator.kind mlp."
             )
         return ReLUMLP(self, image_shape)
 
 
-class ReLUMLP(nn.Module):
-    """`forward(noise [n, noise_dim], labels [n]) -> points [n, c, h, w]`; the labels, all 0, are not used."""
+class ReLUMLP(Generator):
+    """`forward(noise [n, noise_dim]) -> points [n, c, h, w]`."""
 
     def __init__(self, config: ReLUMLPConfig, image_shape: tuple[int, int, int]):
         super().__init__()
@@ -45,6 +48,6 @@ class ReLUMLP(nn.Module):
         hidden = [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU())]
         self.layers = nn.Sequential(*hidden, nn.Linear(widths[-1], math.prod(image_shape)))
 
-    def forward(self, noise: Float[Tensor, "n z"], labels: Int64[Tensor, " n"]) -> Float[Tensor, "n c h w"]:
+    def forward(self, noise: Float[Tensor, "n z"]) -> Float[Tensor, "n c h w"]:
         """One network evaluation."""
         return self.layers(noise).unflatten(1, self.image_shape)

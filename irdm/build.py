@@ -1,0 +1,108 @@
+"""The parts of a run from its configuration: generator, battery, and the distances and floors it is trained with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from irdm.data import Dataset
+from irdm.data.base import Shape
+from irdm.data.conditions import ClassSpec, NoSpec
+from irdm.encoders import Battery
+from irdm.evaluation import embed
+from irdm.generators import Generator
+from irdm.ops.sampling import seed_for
+from irdm.presets import RunConfig
+from irdm.reference import OpenReference, Reference, fit_reference, open_reference
+
+
+def resolve_device(device: str) -> str:
+    """`auto` is CUDA when there is one. Under torchrun each rank takes its own. Raises ValueError for absent CUDA."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("The device is 'cuda' but torch finds no CUDA device; use --device cpu or auto.")
+    if device == "cpu" or not torch.cuda.is_available():
+        return "cpu"
+    index = int(os.environ.get("LOCAL_RANK", "0"))
+    torch.cuda.set_device(index)
+    return f"cuda:{index}"
+
+
+def cache_dir() -> Path:
+    """Where fitted encoders are kept: $IRDM_CACHE, else ~/.cache/irdm."""
+    return Path(os.environ.get("IRDM_CACHE") or Path.home() / ".cache" / "irdm")
+
+
+def build_generator(config: RunConfig, image_shape: Shape, spec: ClassSpec | NoSpec) -> Generator:
+    """The network before training; the same weights for the same seed, wherever it is called."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for("init", config.seed))
+        return config.generator.build(image_shape, spec)
+
+
+def build_battery(
+    config: RunConfig, dataset: Dataset, reference: OpenReference | None, device: str, progress: Callable[[str], None]
+) -> Battery:
+    """The encoders of a run on the device: fitted, loaded, or those of its reference.
+
+    Raises ValueError when they are not, to the byte, those that made the reference.
+    """
+    if reference is None:
+        return config.battery.fit(dataset, cache_dir=cache_dir(), progress=progress).to(device)
+    wanted, made = config.battery.identity(), reference.plan["battery"]
+    if made["kind"] == "panel" == wanted["kind"]:  # some of the reference's encoders will do
+        asked: tuple[str, ...] = config.battery.held_in + config.battery.held_out  # type: ignore[union-attr]
+        return reference.battery(asked, getattr(config.battery, "weights", None))
+    if made != wanted:
+        names = sorted(key for key in {**made, **wanted} if made.get(key) != wanted.get(key))
+        listed = "; ".join(
+            f"battery.{key} is {wanted.get(key, 'the default')}, there {made.get(key, 'the default')}" for key in names
+        )
+        raise ValueError(
+            f"The reference {reference.path} was built with other encoders than this run asks for: {listed}. Set these "
+            "fields as they are there, or build a reference of the encoders you want."
+        )
+    return reference.battery()
+
+
+def build_training(
+    config: RunConfig,
+    dataset: Dataset,
+    battery: Battery,
+    reference: OpenReference | None,
+    device: str,
+    progress: Callable[[str], None],
+) -> Reference:
+    """The distances and floors of the encoders that train: fitted in memory, or those of the run's reference."""
+    options = {"joint": config.joint, "rollout": config.rollout, "seed": config.seed}
+    if reference is not None:
+        return reference.training(battery.held_in, config.distance, **options)
+    encoders = {name: battery.encoders[name] for name in battery.held_in}
+    sides = [
+        embed(split, encoders, micro_batch=config.micro_batch or config.rollout, device=device)
+        for split in (dataset.train, dataset.val)
+    ]
+    conditions = (dataset.train.conditions, dataset.val.conditions)
+    train, val = (side.features for side in sides)
+    return fit_reference(config.distance, train, val, conditions, device=device, progress=progress, **options)
+
+
+def open_run_reference(config: RunConfig, dataset: Dataset, device: str) -> OpenReference | None:
+    """The reference that the run names. Raises ValueError when it is of images of another shape or other conditions."""
+    if config.reference is None:
+        return None
+    reference = open_reference(config.reference, device)
+    spec = dataset.train.conditions.spec
+    if reference.image_shape != dataset.image_shape or reference.spec != spec:
+        raise ValueError(
+            f"The reference {config.reference} is of images {list(reference.image_shape)} with {_words(reference.spec)}, "
+            f"but {dataset.name} has {list(dataset.image_shape)} with {_words(spec)}, or they have other names. Train "
+            "on the images of the reference."
+        )
+    return reference
+
+
+def _words(spec: ClassSpec | NoSpec) -> str:
+    return f"{spec.width} classes" if spec.width else "no classes"

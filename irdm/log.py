@@ -1,0 +1,63 @@
+"""metrics.jsonl: what a run says of its steps, one JSON object a line, each with a checksum of itself."""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from irdm.files import write_atomic
+
+
+class MetricsLog:
+    """Appends lines. Those after the resumed step are dropped first, since they come again."""
+
+    def __init__(self, path: Path, step: int, write: bool):
+        self.path, self.enabled = path, write
+        self.notes: list[str] = []
+        if write and path.exists():
+            lines, self.notes = read_log(path)
+            write_atomic(path, "".join(_text(line) + "\n" for line in lines if line["step"] <= step))
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Append one object, which has a `step`; NaN and infinity are written as null, which JSON knows."""
+        if self.enabled:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(_text(_jsonable(line)) + "\n")
+
+
+def read_log(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The lines of a log, and a note for each that is damaged and left out. No file has no lines."""
+    lines, notes = [], []
+    content = path.read_bytes() if path.exists() else b""
+    for number, raw in enumerate(content.splitlines(), start=1):
+        try:
+            line = json.loads(raw)
+            claimed = line.pop("crc")
+            intact = claimed == _checksum(line) and isinstance(line["step"], int)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            intact = False
+        if intact:
+            lines.append(line)
+        elif number == content.count(b"\n") + 1:
+            notes.append(f"The last line of {path.name} was cut short, as by a kill; it is left out.")
+        else:
+            notes.append(f"Line {number} of {path.name} is damaged and left out; the run itself is not affected.")
+    return lines, notes
+
+
+def _text(line: Mapping[str, Any]) -> str:
+    return json.dumps({**line, "crc": _checksum(line)})
+
+
+def _checksum(line: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(line).encode()):08x}"
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _jsonable(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
