@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
+from irdm.conditions import ClassSpec, NoSpec
 from irdm.data import Dataset
 from irdm.data.base import Shape
-from irdm.data.conditions import ClassSpec, NoSpec
 from irdm.encoders import Battery
 from irdm.evaluation import embed
 from irdm.generators import Generator

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
+from irdm.conditions import Conditions
 from irdm.data.base import Split
-from irdm.data.conditions import Conditions
 from irdm.files import hash_of
 from irdm.generators import Generator
 from irdm.images import image_grid

@@ -14,15 +14,25 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from irdm.build import build_battery, build_generator, cache_dir, open_run_reference, resolve_device
+from irdm.build import build_battery, build_generator, cache_dir, resolve_device
 from irdm.checkpoint import load_latest, restore
+from irdm.conditions import ClassSpec, Conditions, ConditionSpec, NoSpec, draw
 from irdm.data import Dataset
 from irdm.data.base import Shape
-from irdm.data.conditions import ClassSpec, Conditions, ConditionSpec, NoSpec, draw
 from irdm.distributed import Ranks
 from irdm.encoders import Battery
-from irdm.evaluation import EvaluationConfig, Real, Result, embed, evaluate_tables, gallery, read_result, real_of
-from irdm.evaluation import write_result, write_samples
+from irdm.evaluation import (
+    EvaluationConfig,
+    Real,
+    Result,
+    embed,
+    evaluate_tables,
+    gallery,
+    read_result,
+    real_of,
+    write_result,
+    write_samples,
+)
 from irdm.files import locked, read_manifest, visible, write_manifest
 from irdm.generate import Drawn
 from irdm.generators import Generator
@@ -257,12 +267,10 @@ def evaluate_run(
                     f"{list(about['image_shape'])}. Write images with `irdm sample {run} --format files` and judge that "
                     "folder: it is brought to the reference's size."
                 )
-            rows = min(config.rows, len(real.train), len(real.val) // 2)
-            wanted = count or config.draws * rows
             asked = (
                 real.train.conditions if real.train.conditions.spec == loaded.spec else loaded.dataset.train.conditions
             )
-            conditions = asked[draw(asked, wanted, "evaluate", config.seed)]
+            conditions = conditions_to_judge(real, config, count, asked)
         generated = loaded.drawn(conditions, config.seed)
         encoders = dict(battery.encoders.items())
         table = embed(
@@ -301,6 +309,18 @@ def evaluate_run(
         write_result(target / RESULT, result)
         write_report(target)
         return result
+
+
+def conditions_to_judge(
+    real: Real, config: EvaluationConfig, count: int | None = None, asked: Conditions | None = None
+) -> Conditions:
+    """What a generator that is judged is asked for: `count` conditions of train (or of `asked`), in their proportions.
+
+    Without a count, `config.draws` times as many as one ratio compares.
+    """
+    asked = real.train.conditions if asked is None else asked
+    count = count or config.draws * min(config.rows, len(real.train), len(real.val) // 2)
+    return asked[draw(asked, count, "evaluate", config.seed)]
 
 
 def open_real(

@@ -17,14 +17,13 @@ from torch import nn
 
 from irdm.build import build_battery, build_generator, build_training, open_run_reference, resolve_device
 from irdm.checkpoint import load_latest, load_optimizer, optimizer_tensors, restore, save_checkpoint
+from irdm.conditions import draw
 from irdm.controller import Controller
-from irdm.data.conditions import draw
 from irdm.distributed import Ranks
 from irdm.ema import EMA
 from irdm.evaluation import QuickCheck, Result
 from irdm.files import locked
-from irdm.generate import Drawn, sample_grid
-from irdm.generators import Generator
+from irdm.generate import sample_grid
 from irdm.gradcache import GradientCache
 from irdm.images import save_png
 from irdm.log import MetricsLog

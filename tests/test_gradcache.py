@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from irdm.gradcache import accumulate_gradients
+from irdm.gradcache import GradientCache
+from irdm.memory import free_memory, physical_memory
 
 N = 13
 
@@ -29,6 +30,15 @@ def feature_gradients(features):
     return dict(zip(leaves, torch.autograd.grad(coupled_loss(leaves), list(leaves.values())), strict=True))
 
 
+def accumulate(generate, encoders, gradients, n, micro_batch, *, idle=(), graph_bytes=0):
+    """All three passes; returns how many micro-batches kept their graph."""
+    cache = GradientCache(encoders, micro_batch, graph_bytes)
+    features = cache.forward(generate, n, idle)
+    kept = sum(chunk.images is not None for chunk in cache.chunks)
+    cache.backward(gradients(features))
+    return kept
+
+
 def gradients_of(module):
     return torch.cat([p.grad.flatten() for p in module.parameters()])
 
@@ -41,7 +51,7 @@ def test_equals_one_backward_for_any_micro_batch_and_memory(parts, micro_batch, 
     coupled_loss({name: encoder(images) for name, encoder in encoders.items()}).backward()
     expected = gradients_of(generator)
     generator.zero_grad()
-    accumulate_gradients(
+    accumulate(
         lambda rows: generator(noise[rows]), encoders, feature_gradients, N, micro_batch, graph_bytes=graph_bytes
     )
     torch.testing.assert_close(gradients_of(generator), expected, rtol=1e-12, atol=1e-14)
@@ -54,9 +64,7 @@ def test_dropout_replays_the_same_mask(parts):
     for graph_bytes in (0, 1 << 30):  # run again with replayed masks, or graphs kept from the only run
         torch.manual_seed(7)
         generator.zero_grad()
-        accumulate_gradients(
-            lambda rows: generator(noise[rows]), encoders, feature_gradients, N, 4, graph_bytes=graph_bytes
-        )
+        accumulate(lambda rows: generator(noise[rows]), encoders, feature_gradients, N, 4, graph_bytes=graph_bytes)
         found.append((gradients_of(generator), torch.rand(1)))
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-12, atol=1e-14)
     assert found[0][1] == found[1][1], "the outer random stream must not notice the replay"
@@ -83,7 +91,7 @@ def test_kept_graphs_need_no_second_forward_and_idle_encoders_are_not_run_again(
     def run(graph_bytes):
         for module in (generator, *counted.values()):
             module.calls = 0
-        kept = accumulate_gradients(
+        kept = accumulate(
             lambda rows: generator(noise[rows]), counted, only_a, N, 4, idle=["b"], graph_bytes=graph_bytes
         )
         return kept, generator.calls, counted["a"].calls, counted["b"].calls
@@ -100,18 +108,34 @@ def test_kept_graphs_need_no_second_forward_and_idle_encoders_are_not_run_again(
 
 def test_no_gradients_leave_the_generator_alone(parts):
     generator, encoders, noise = parts
-    accumulate_gradients(lambda rows: generator(noise[rows]), encoders, lambda features: {}, N, 4)
+    accumulate(lambda rows: generator(noise[rows]), encoders, lambda features: {}, N, 4)
     assert all(p.grad is None for p in generator.parameters())
 
 
-@pytest.mark.parametrize("n, micro_batch", [(0, 1), (4, 0), (4, -1)])
-def test_bad_sizes_are_refused(parts, n, micro_batch):
-    generator, encoders, noise = parts
+def test_a_micro_batch_below_one_is_refused(parts):
     with pytest.raises(ValueError, match="at least 1"):
-        accumulate_gradients(lambda rows: generator(noise[rows]), encoders, feature_gradients, n, micro_batch)
+        GradientCache(parts[1], 0)
+
+
+def test_without_a_budget_half_of_the_free_memory_is_taken_once_the_first_micro_batch_is_measured(parts, monkeypatch):
+    generator, encoders, noise = parts
+    free = []
+    for there in (0, 4000, 1 << 40):
+        monkeypatch.setattr("irdm.gradcache.free_memory", lambda device, there=there: there)
+        cache = GradientCache(encoders, 4)
+        cache.forward(lambda rows: generator(noise[rows]), N)
+        kept = [chunk.images is not None for chunk in cache.chunks]
+        measured = cache.row_bytes * 4
+        assert cache.budget == int(0.5 * (there + measured))
+        assert sum(kept) == min(4, int(cache.budget / measured + 0.25 * (cache.budget >= 3.25 * measured)))
+        cache.forward(lambda rows: generator(noise[rows]), N)
+        assert [chunk.images is not None for chunk in cache.chunks] == kept, "measured once, and then the same"
+        free.append(sum(kept))
+    assert free[0] == 0 and free[-1] == 4
+    assert 0 < free_memory("cpu") <= physical_memory()
 
 
 def test_a_gradient_for_an_idle_encoder_is_refused(parts):
     generator, encoders, noise = parts
     with pytest.raises(ValueError, match="idle"):
-        accumulate_gradients(lambda rows: generator(noise[rows]), encoders, feature_gradients, N, 4, idle=["a"])
+        accumulate(lambda rows: generator(noise[rows]), encoders, feature_gradients, N, 4, idle=["a"])

@@ -16,8 +16,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from irdm.metrics import EvaluationConfig
+from irdm.evaluation import EvaluationConfig, Result
+from irdm.log import read_log
+from irdm.metrics.score import Score
 from irdm.presets import RunConfig, digits
+from irdm.run import CONFIG, read_config
 from irdm.train import train
 
 if TYPE_CHECKING:
@@ -76,8 +79,9 @@ class Cell(Protocol):
         ...
 
 
-def _judged(run: Path, result: dict) -> Numbers:
-    return scores(result)
+def _judged(run: Path, result: Result | None) -> Numbers:
+    assert result is not None, "a run without an evaluation needs a measure of its own"
+    return scores(result.scores)
 
 
 @dataclass(frozen=True)
@@ -90,13 +94,13 @@ class TrainCell:
     """
 
     config: RunConfig
-    measure: Callable[[Path, dict], Numbers] = field(default=_judged)
+    measure: Callable[[Path, Result | None], Numbers] = field(default=_judged)
     core_seconds: float | None = None
 
     @property
     def key(self) -> str:
         """The configuration, the budget and the name of the measurement."""
-        return json.dumps([self.config.model_dump(mode="json"), self.core_seconds, self.measure.__qualname__])
+        return json.dumps([self.config.identity(), self.core_seconds, self.measure.__qualname__])
 
     def run(self, name: str, out: Path, seed: int) -> dict[str, Numbers]:
         """Train and measure."""
@@ -107,19 +111,19 @@ class TrainCell:
             schedule = {"steps": steps, "warmup": steps // 20, "check_every": every, "checkpoint_every": every}
             config = config.model_copy(update=schedule)
         result = train(config, out, command="irdm experiment")
-        spent = float(json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["core_seconds"])
+        spent = float(read_log(out / "metrics.jsonl")[0][-1]["core_seconds"])
         return {name: self.measure(out, result) | {"steps": float(config.steps), "core_seconds": spent}}
 
     def _steps(self, config: RunConfig, out: Path) -> int:
         """Steps in the budget; found once for a run directory, which remembers them in its config.json."""
         assert self.core_seconds is not None
-        if (out / "config.json").exists():
-            return int(json.loads((out / "config.json").read_text())["steps"])
+        if (out / CONFIG).exists():
+            return read_config(out / CONFIG).steps
         probe = out.with_name(out.name + "-probe")
         shutil.rmtree(probe, ignore_errors=True)
         short = {"steps": PROBE_STEPS, "log_every": 1, "evaluation": None}
         train(config.model_copy(update=short), probe)
-        lines = [json.loads(line)["core_seconds"] for line in (probe / "metrics.jsonl").read_text().splitlines()]
+        lines = [line["core_seconds"] for line in read_log(probe / "metrics.jsonl")[0]]
         shutil.rmtree(probe)
         step = statistics.median(b - a for a, b in pairwise(lines[PROBE_WARM:]))
         return max(1, math.floor(self.core_seconds / step))
@@ -144,25 +148,25 @@ class Study:
     notes: str = ""
 
 
-def scores(result: dict) -> Numbers:
-    """The columns of a judged run that the studies share: ratios, for which real is 1, and label accuracy."""
-    sw = result["sw_ratio"]
-    numbers = {
-        "sw": sw["mean"],
-        "sw_held_in": sw["held_in"],
-        "sw_held_out": sw["held_out"],
-        "sw_unseen": result["sw_ratio_unseen"]["mean"],
-        "mmd": result["mmd_ratio"]["mean"],
-        "mmd_held_out": result["mmd_ratio"]["held_out"],
-        "neighbour": result["nearest_neighbour_ratio"]["value"],
-        "accuracy": result["label_accuracy"]["generated"],
+def scores(found: Mapping[str, Score]) -> Numbers:
+    """The columns of judged images that the studies share: ratios, for which real is near 1, and label accuracy."""
+    columns = {
+        "sw": ("sw_ratio", "mean"),
+        "sw_held_in": ("sw_ratio", "held_in"),
+        "sw_held_out": ("sw_ratio", "held_out"),
+        "sw_unseen": ("sw_ratio_unseen", "mean"),
+        "mmd": ("mmd_ratio", "mean"),
+        "mmd_held_out": ("mmd_ratio", "held_out"),
+        "neighbour": ("nearest_neighbour_ratio", "mean"),
+        "accuracy": ("label_accuracy", "mean"),
     }
-    return {name: float(value) for name, value in numbers.items() if value is not None}
+    estimates = {name: getattr(found.get(score), group, None) for name, (score, group) in columns.items()}
+    return {name: estimate.value for name, estimate in estimates.items() if estimate is not None}
 
 
 def digits_run(**changes: object) -> RunConfig:
     """The digits preset with a lighter evaluation (spread comes from the seeds of a study), and `changes` to it."""
-    light = {"preset": "study", "evaluation": EvaluationConfig(replicates=4, resamples=2)}
+    light = {"preset": "study", "evaluation": EvaluationConfig(resamples=2)}
     return RunConfig.model_validate(digits().model_copy(update=light | changes).model_dump())
 
 

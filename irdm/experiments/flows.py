@@ -19,11 +19,12 @@ from jaxtyping import Float, Int64
 from pydantic import Field
 from torch import Tensor, nn
 
+from irdm.conditions import ClassSpec, NoSpec
 from irdm.config import Config
 from irdm.data import Dataset
-from irdm.generators import MLPConfig
+from irdm.ema import EMA
+from irdm.generators import Generator, MLPConfig
 from irdm.ops.sampling import generator_for, seed_for
-from irdm.train import update_average
 
 Velocity = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # a field: u(z [n d], t [n], r [n], labels [n]) -> [n d]
 
@@ -76,14 +77,14 @@ class FlowNetwork(nn.Module):
 
     frequencies: Tensor
 
-    def __init__(self, config: FlowConfig, image_shape: tuple[int, int, int], num_classes: int):
+    def __init__(self, config: FlowConfig, image_shape: tuple[int, int, int], spec: ClassSpec | NoSpec):
         super().__init__()
         self.image_shape, self.kind = tuple(image_shape), config.kind
         self.register_buffer("frequencies", math.pi / 2 * 2.0 ** torch.arange(config.frequencies), persistent=False)
         times = 1 if config.kind == "flow-matching" else 2
         inputs = math.prod(image_shape) + times * 2 * config.frequencies
         body = MLPConfig(width=config.width, depth=config.depth, noise_dim=inputs)
-        self.body = body.build(image_shape, num_classes)
+        self.body = body.build(image_shape, spec)
 
     def forward(
         self, z: Float[Tensor, "n d"], t: Float[Tensor, " n"], r: Float[Tensor, " n"], labels: Int64[Tensor, " n"]
@@ -95,7 +96,7 @@ class FlowNetwork(nn.Module):
         return (z - (2 * image - 1)) / t[:, None]
 
 
-class FlowSampler(nn.Module):
+class FlowSampler(Generator):
     """A field as a generator: `forward(noise [n, c, h, w], labels [n]) -> images [n, c, h, w]` in [0, 1].
 
     `steps` Euler steps over equal times from 1 to 0, which for a mean velocity make no error. Raises ValueError for
@@ -187,7 +188,7 @@ def build_network(config: FlowConfig, dataset: Dataset) -> FlowNetwork:
     """The untrained network; the same weights for the same seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for("flow init", config.seed))
-        return FlowNetwork(config, dataset.image_shape, dataset.num_classes)
+        return FlowNetwork(config, dataset.image_shape, dataset.train.conditions.spec)
 
 
 def train_flow(config: FlowConfig, dataset: Dataset, *, progress: Callable[[str], None] | None = None) -> FlowNetwork:
@@ -197,13 +198,13 @@ def train_flow(config: FlowConfig, dataset: Dataset, *, progress: Callable[[str]
     Raises FloatingPointError when the loss is not finite.
     """
     say = progress or (lambda _: None)
-    network, average = build_network(config, dataset), build_network(config, dataset)
-    average.requires_grad_(False).eval()
+    network = build_network(config, dataset)
+    ema = EMA(dict(network.named_parameters()), config.ema_decay)
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay, foreach=True
     )
     draw = generator_for("flow", config.kind, config.seed)
-    images, labels = 2 * dataset.train.images.flatten(1) - 1, dataset.train.labels
+    images, labels = 2 * dataset.train.images.flatten(1) - 1, dataset.train.conditions.inputs()["labels"]
     for step in range(config.steps):
         rows = torch.randint(len(labels), (config.batch,), generator=draw)
         loss = LOSSES[config.kind](network, images[rows], labels[rows], config, draw)
@@ -218,10 +219,11 @@ def train_flow(config: FlowConfig, dataset: Dataset, *, progress: Callable[[str]
         for group in optimizer.param_groups:
             group["lr"] = config.lr * schedule(step, config.steps)
         optimizer.step()
-        update_average(average, network, config.ema_decay, step)
+        ema.update(step)
         if (step + 1) % max(1, config.steps // 10) == 0:
             say(f"{config.kind} step {step + 1}/{config.steps}  loss {loss.item():.4g}")
-    return average
+    network.load_state_dict(ema.state_dict())
+    return network.requires_grad_(False).eval()
 
 
 def schedule(step: int, steps: int) -> float:

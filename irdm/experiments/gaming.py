@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,9 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from irdm.controller import ControllerConfig
+from irdm.evaluation import Result
 from irdm.experiments.base import SCORE_COLUMNS, Claim, Numbers, Study, Table, TrainCell, digits_run, scores
 from irdm.experiments.distance import one_encoder
 from irdm.experiments.draw import bars, grid
+from irdm.log import read_log
+from irdm.run import read_record
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,13 +37,14 @@ def cells(scale: float) -> dict[str, TrainCell]:
     return alone | {BATTERY: TrainCell(digits_run(), measure, SECONDS * scale)}
 
 
-def measure(run: Path, result: dict) -> Numbers:
+def measure(run: Path, result: Result | None) -> Numbers:
     """The scores, and the training distance over its real floor: mean over the last fifth of the log and encoders."""
-    floors = json.loads((run / "reference.json").read_text())["floors"]
-    lines = [json.loads(line)["scores"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert result is not None
+    floors = read_record(run)["floors"]
+    lines = [line["scores"] for line in read_log(run / "metrics.jsonl")[0]]
     tail = lines[-max(1, len(lines) // 5) :]
     ratios = [line[name] / floor for line in tail for name, floor in floors.items()]
-    return scores(result) | {"floor_ratio": float(np.mean(ratios))}
+    return scores(result.scores) | {"floor_ratio": float(np.mean(ratios))}
 
 
 def figure(table: Table, folder: Callable[[str, int], Path]) -> Figure:
@@ -49,11 +52,11 @@ def figure(table: Table, folder: Callable[[str, int], Path]) -> Figure:
     fig, (pictures, charts) = grid(2, 4, size=2.9)
     names = [*(f"{name} alone" for name in ALONE), BATTERY]
     for axis, name in zip(pictures, [*names, "real"], strict=True):
-        arrays = np.load(folder(name if name != "real" else BATTERY, 0) / "samples" / "evaluation.npz")
+        arrays = np.load(folder(name if name != "real" else BATTERY, 0) / "samples.npz")
         images = arrays["real" if name == "real" else "generated"][:, 0]
-        labels = arrays["real_labels" if name == "real" else "generated_labels"]
+        labels = arrays["real_captions" if name == "real" else "generated_captions"]
         images = np.pad(images, ((0, 0), (1, 1), (1, 1)))
-        rows = [np.concatenate(list(images[labels == label][:8]), axis=1) for label in range(0, 10, 2)]
+        rows = [np.concatenate(list(images[labels == str(label)][:8]), axis=1) for label in range(0, 10, 2)]
         axis.imshow(np.concatenate(rows), cmap="gray_r", interpolation="nearest")
         axis.set(xticks=[], yticks=[], title=name)
         axis.spines[:].set_visible(False)

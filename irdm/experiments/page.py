@@ -7,8 +7,8 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from irdm.checkpoint import write_atomic
 from irdm.experiments.base import Study, Values
+from irdm.files import write_atomic
 
 HEAD = """\
 # Results

@@ -12,19 +12,20 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save
-from torch import nn
 
-from irdm.checkpoint import write_atomic
 from irdm.controller import ControllerConfig
 from irdm.data import Dataset
 from irdm.distances import DriftingConfig, NystromMMDConfig
-from irdm.evaluate import evaluate
+from irdm.evaluation import Result, embed, judge, real_of
 from irdm.experiments.base import SCORE_COLUMNS, Claim, Numbers, Study, Table, TrainCell, digits_run, scores
 from irdm.experiments.draw import bars, grid, logarithmic
 from irdm.experiments.flows import TUNED, FlowConfig, FlowSampler, build_network, steps_within, train_flow
+from irdm.files import write_atomic
+from irdm.generate import Drawn
+from irdm.generators import Generator
 from irdm.ops.sampling import generator_for
 from irdm.presets import digits
-from irdm.run import cache_dir, load_run
+from irdm.run import cache_dir, conditions_to_judge, load_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,7 +50,7 @@ class FlowCell:
     @property
     def key(self) -> str:
         """The configuration and the budget."""
-        return json.dumps([self.config.model_dump(), self.core_seconds, list(self.evaluations)])
+        return json.dumps([self.config.identity(), self.core_seconds, list(self.evaluations)])
 
     def run(self, name: str, out: Path, seed: int) -> dict[str, Numbers]:
         """Train, keep the network, and judge it exactly like ours."""
@@ -71,11 +72,13 @@ class FlowCell:
             write_atomic(weights, save(network.state_dict()))
         network.requires_grad_(False).eval()
         battery = run.battery.fit(dataset, cache_dir=cache_dir(), progress=print)
-        rows = {}
+        real, encoders, rows = real_of(dataset, battery, run.evaluation), dict(battery.encoders.items()), {}
+        asked = conditions_to_judge(real, run.evaluation)
         for steps in self.evaluations:
             sampler = FlowSampler(network, steps)
-            judged = evaluate(sampler, battery, dataset, run.evaluation)
-            numbers = scores(judged.result) | {"ms_per_image": milliseconds(sampler, dataset)}
+            drawn = Drawn(sampler, asked, dataset.image_shape, run.evaluation.seed)
+            judged = judge(embed(drawn, encoders, micro_batch=run.evaluation.micro_batch), real, run.evaluation)
+            numbers = scores(judged) | {"ms_per_image": milliseconds(sampler, dataset)}
             row = f"{name}, {steps} step{'s' if steps > 1 else ''}"
             rows[row] = numbers | {"steps": float(config.steps), "core_seconds": spent}
         return rows
@@ -122,22 +125,22 @@ def cells(scale: float) -> dict[str, TrainCell | FlowCell]:
     return {PRESET: TrainCell(digits_run(), measure, seconds), **ours, **drifting, **flows}
 
 
-def measure(run: Path, result: dict) -> Numbers:
+def measure(run: Path, result: Result | None) -> Numbers:
     """The scores, and the time of an image."""
+    assert result is not None
     loaded = load_run(run)
-    return scores(result) | {"ms_per_image": milliseconds(loaded.generator, loaded.config.data.build())}
+    return scores(result.scores) | {"ms_per_image": milliseconds(loaded.generator, loaded.config.data.build())}
 
 
 @torch.no_grad()
-def milliseconds(generator: nn.Module, dataset: Dataset) -> float:
+def milliseconds(generator: Generator, dataset: Dataset) -> float:
     """Time of one image in a batch of 256, the median of nine batches."""
-    shape: tuple[int, ...] = generator.noise_shape  # type: ignore[assignment]
-    noise = torch.randn(TIMED_IMAGES, *shape, generator=generator_for("milliseconds"))
-    labels = torch.arange(TIMED_IMAGES) % dataset.num_classes
+    noise = torch.randn(TIMED_IMAGES, *generator.noise_shape, generator=generator_for("milliseconds"))
+    inputs = dataset.train.conditions[torch.arange(TIMED_IMAGES)].inputs()
     times = []
     for _ in range(TIMED_RUNS):
         began = time.process_time()
-        generator(noise, labels)
+        generator(noise, **inputs)
         times.append(time.process_time() - began)
     return 1000 * statistics.median(times) / TIMED_IMAGES
 

@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 
 from irdm import __version__
-from irdm.checkpoint import write_atomic
 from irdm.experiments.base import Cell, Study, Table, Values
 from irdm.experiments.page import section
+from irdm.files import write_atomic
 
 
 def run_study(

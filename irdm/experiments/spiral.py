@@ -27,6 +27,7 @@ from irdm.distances import (
     SlicedWassersteinConfig,
 )
 from irdm.encoders import IdentityBatteryConfig
+from irdm.evaluation import Result
 from irdm.experiments.base import Claim, Numbers, Study, Table, TrainCell
 from irdm.experiments.draw import BLUE, grid
 from irdm.generators import ReLUMLPConfig
@@ -107,12 +108,11 @@ def _config(distance: AnyDistance, batch: int, scale: float) -> RunConfig:
 def draw(run: Path, count: int = SAMPLES) -> Float[Tensor, "n d"]:
     """Points that a trained run draws."""
     loaded = load_run(run)
-    noise = normal_rows(slice(0, count), loaded.generator.noise_shape, "spiral", loaded.config.seed)  # type: ignore[arg-type]
-    labels = torch.zeros(count, dtype=torch.int64)
-    return loaded.generator(noise.to(loaded.device), labels.to(loaded.device)).flatten(1).cpu()
+    noise = normal_rows(slice(0, count), loaded.generator.noise_shape, "spiral", loaded.config.seed)
+    return loaded.generator(noise.to(loaded.device)).flatten(1).cpu()
 
 
-def measure(run: Path, result: dict) -> Numbers:
+def measure(run: Path, result: Result | None) -> Numbers:
     """`quality` of the points that a run draws."""
     return quality(draw(run))
 

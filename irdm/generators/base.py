@@ -8,7 +8,7 @@ from torch import nn
 class Generator(nn.Module):
     """`forward(noise [n, *noise_shape], **inputs) -> images [n, c, h, w]` in [0, 1], one network evaluation.
 
-    `inputs` are the keyword tensors of `irdm.data.conditions.Conditions.inputs`: {"labels": [n]} for classes, none
+    `inputs` are the keyword tensors of `irdm.conditions.Conditions.inputs`: {"labels": [n]} for classes, none
     without a condition. All randomness is in the noise; dropout is replayed by the gradient cache.
     """
 

@@ -10,8 +10,8 @@ from jaxtyping import Float, Int64
 from pydantic import Field
 from torch import Tensor, nn
 
+from irdm.conditions import ClassSpec, NoSpec
 from irdm.config import Config
-from irdm.data.conditions import ClassSpec, NoSpec
 from irdm.generators.base import Generator
 
 

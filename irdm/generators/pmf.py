@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from irdm.conditions import ClassSpec, NoSpec
 from irdm.config import Config, free
-from irdm.data.conditions import ClassSpec, NoSpec
 from irdm.generators.base import Generator
 from irdm.generators.pmf_weights import load_weights
 

@@ -2,14 +2,16 @@
 
 import pytest
 import torch
+from spec import classes
 
-from irdm.generators import GENERATORS, MLPConfig
+from irdm.conditions import NoSpec
+from irdm.generators import MLPConfig
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 7)])
 def test_contract(shape):
     torch.manual_seed(0)
-    generator = MLPConfig(width=32, depth=2, noise_dim=6).build(shape, num_classes=4)
+    generator = MLPConfig(width=32, depth=2, noise_dim=6).build(shape, classes(4))
     assert generator.noise_shape == (6,)
     noise, labels = torch.randn(9, 6), torch.arange(9) % 4
     images = generator(noise, labels)
@@ -23,7 +25,11 @@ def test_contract(shape):
 
 def test_every_field_is_used():
     def size(**fields):
-        return sum(p.numel() for p in MLPConfig(**fields).build((1, 8, 8), 10).parameters())
+        return sum(p.numel() for p in MLPConfig(**fields).build((1, 8, 8), classes(10)).parameters())
 
     assert len({size(), size(width=64), size(depth=2), size(noise_dim=8)}) == 4
-    assert GENERATORS["mlp"] is MLPConfig
+
+
+def test_without_a_condition_noise_is_all_there_is():
+    generator = MLPConfig(width=16, depth=2, noise_dim=6).build((1, 4, 4), NoSpec())
+    assert generator(torch.randn(3, 6)).shape == (3, 1, 4, 4) and "embed_label.weight" not in generator.trained()

@@ -8,12 +8,15 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
+from spec import classes
 from torch import nn
 
 from irdm.cli import main
-from irdm.generators import GENERATORS, PMF_FAMILIES, PixelMeanFlowConfig, load_weights, save_weights
+from irdm.conditions import NoSpec
+from irdm.generators import PMF_FAMILIES, PixelMeanFlowConfig, load_weights, save_weights
 from irdm.generators.pmf import rotate, to_unit_range
-from irdm.gradcache import GraphMeter, accumulate_gradients
+from irdm.gradcache import GradientCache
+from irdm.memory import GraphMeter
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 SHAPE, CLASSES = (2, 4, 6), 3
@@ -28,7 +31,7 @@ def batch(n=5, dtype=torch.float32):
 def small(**fields):
     """A small network, the same weights whatever the fields that do not shape it."""
     torch.manual_seed(0)
-    return SMALL.model_copy(update=fields).build(SHAPE, CLASSES)
+    return SMALL.model_copy(update=fields).build(SHAPE, classes(CLASSES))
 
 
 def gradients_of(module):
@@ -60,7 +63,7 @@ def test_agrees_with_the_released_network(output, steps, guidance, interval, tmp
         interval=interval,
         weights=tmp_path / "weights.safetensors",
     )
-    generator = config.build((3, told["image_size"], told["image_size"]), told["num_classes"])
+    generator = config.build((3, told["image_size"], told["image_size"]), classes(told["num_classes"]))
     with torch.no_grad():
         drawn = generator.sample(tensors["noise"], tensors["labels"], steps)
         torch.testing.assert_close(drawn, tensors[output], rtol=0, atol=1e-5)
@@ -71,7 +74,7 @@ def test_agrees_with_the_released_network(output, steps, guidance, interval, tmp
 
 def test_h_has_the_names_and_shapes_of_the_release():
     with torch.device("meta"):
-        network = PMF_FAMILIES["H"].build((3, 256, 256), 1000)
+        network = PMF_FAMILIES["H"].build((3, 256, 256), classes(1000))
     released = json.loads((FIXTURES / "pmf_h_state_dict.json").read_text())
     assert {name: [*tensor.shape] for name, tensor in network.state_dict().items()} == released
     assert sum(p.numel() for p in network.parameters()) == sum(map(math.prod, released.values()))
@@ -80,7 +83,7 @@ def test_h_has_the_names_and_shapes_of_the_release():
 
 def test_the_families_grow():
     with torch.device("meta"):
-        networks = {name: config.build((3, 256, 256), 1000) for name, config in PMF_FAMILIES.items()}
+        networks = {name: config.build((3, 256, 256), classes(1000)) for name, config in PMF_FAMILIES.items()}
     blocks = {name: [*net.net.shared_blocks, *net.net.u_heads] for name, net in networks.items()}
     assert {name: (len(b), len(b[0].attn_scale), b[0].attn.heads) for name, b in blocks.items() if name != "tiny"} == {
         "B": (16, 768, 12),
@@ -108,7 +111,8 @@ def test_contract():
     assert torch.allclose(images[3:5], generator(noise[3:5], labels[3:5]), atol=1e-6)
     images.sum().backward()
     assert all(grad is not None and grad.abs().sum() > 0 for grad in gradients_of(generator).values())
-    assert GENERATORS["pmf"] is PixelMeanFlowConfig
+    unconditional = SMALL.build(SHAPE, NoSpec())
+    assert unconditional(noise).shape == images.shape, "every image is of the null class"
 
 
 def test_patches_return_to_their_places():
@@ -204,9 +208,8 @@ def test_the_gradient_is_the_same_for_any_micro_batch(micro_batch, checkpointing
     whole = small().double()
     coupled(encoders["flat"](whole(noise, labels))).backward()
     parts = small(gradient_checkpointing=checkpointing).double()
-    accumulate_gradients(
-        lambda rows: parts(noise[rows], labels[rows]), encoders, feature_gradients, 7, micro_batch, graph_bytes=1 << 20
-    )
+    cache = GradientCache(encoders, micro_batch, 1 << 20)
+    cache.backward(feature_gradients(cache.forward(lambda rows: parts(noise[rows], labels[rows]), 7)))
     torch.testing.assert_close(gradients_of(parts), gradients_of(whole), rtol=1e-9, atol=1e-12)
 
 
@@ -227,7 +230,7 @@ def test_the_clamp_loses_no_pixel():
 
 def test_rotation_is_relative():
     """The product of a rotated query and a rotated key depends on the difference of their positions alone."""
-    net = PixelMeanFlowConfig(width=16, heads=2, patch=1).build((1, 5, 4), 1).net
+    net = PixelMeanFlowConfig(width=16, heads=2, patch=1).build((1, 5, 4), classes(1)).net
     turn = net._rotation(torch.zeros(1, dtype=torch.float64))
     query, key = torch.randn(2, 8, dtype=torch.float64)
     spread = lambda row: row.expand(1, 1, net.prefix + 20, 8)  # noqa: E731
@@ -258,12 +261,12 @@ def test_a_configuration_that_cannot_be_is_refused(fields, says):
 
 def test_a_patch_that_does_not_divide_the_image_is_refused():
     with pytest.raises(ValueError, match="images are 8x6 and the patch 4.*divides 2"):
-        PixelMeanFlowConfig(patch=4).build((1, 8, 6), 10)
+        PixelMeanFlowConfig(patch=4).build((1, 8, 6), classes(10))
 
 
 def test_every_field_that_shapes_the_network_does():
     def size(**fields):
-        return sum(p.numel() for p in PixelMeanFlowConfig(**fields).build((1, 8, 8), 10).parameters())
+        return sum(p.numel() for p in PixelMeanFlowConfig(**fields).build((1, 8, 8), classes(10)).parameters())
 
     fields = ["width", "depth", "patch", "bottleneck", "class_tokens", "guidance_tokens", "interval_tokens"]
     changed = {name: size(**{name: getattr(PixelMeanFlowConfig(), name) * 2}) for name in fields}
@@ -272,13 +275,13 @@ def test_every_field_that_shapes_the_network_does():
     outputs = []
     for told in ({}, {"guidance": 3.0}, {"interval": (0.1, 0.6)}, {"interval": (0.2, 0.7)}, {"heads": 2}):
         torch.manual_seed(0)
-        outputs.append(PixelMeanFlowConfig(**told).build((1, 8, 8), 10).sample(noise, labels))
+        outputs.append(PixelMeanFlowConfig(**told).build((1, 8, 8), classes(10)).sample(noise, labels))
     assert all(not torch.allclose(outputs[0], other, atol=1e-6) for other in outputs[1:])
 
 
 def test_trains_on_digits_from_the_command_line_and_from_weights(tmp_path, capsys):
     torch.manual_seed(5)
-    start = PixelMeanFlowConfig(width=32, depth=2, head_depth=1).build((1, 8, 8), 10)
+    start = PixelMeanFlowConfig(width=32, depth=2, head_depth=1).build((1, 8, 8), classes(10))
     save_weights(start, tmp_path / "start.safetensors")
     train = ["train", "digits-smoke", "--rollout", "32", "--micro-batch", "20", "--steps", "3", "--device", "cpu"]
     train += ["--generator.kind", "pmf", "--generator.width", "32", "--generator.depth", "2"]

@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from spec import classes as named
 
 from irdm.generators import PixelMeanFlowConfig, load_weights, save_weights
 
@@ -15,7 +16,7 @@ CONFIG = PixelMeanFlowConfig(width=16, depth=2, heads=2, head_depth=1, bottlenec
 
 def network(seed=0, classes=3):
     torch.manual_seed(seed)
-    return CONFIG.build((1, 4, 4), classes)
+    return CONFIG.build((1, 4, 4), named(classes))
 
 
 def same(a, b):
@@ -174,6 +175,6 @@ def test_the_checksum_is_compared_first(tmp_path):
     path.write_bytes(data)
     config = CONFIG.model_copy(update={"weights": path, "weights_sha256": digest})
     with pytest.raises(ValueError, match=f"expected {digest}"):
-        config.build((1, 4, 4), 3)
+        config.build((1, 4, 4), named(3))
     with torch.device("meta"):  # shapes need no file
-        assert config.build((1, 4, 4), 3).net.pos_embed.shape == (1, 10, 16)
+        assert config.build((1, 4, 4), named(3)).net.pos_embed.shape == (1, 10, 16)
