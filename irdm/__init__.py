@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from irdm.objective import Objective as Objective
     from irdm.reference import open_reference as open_reference
     from irdm.run import load_run as load_run
-    from irdm.train import train as train
 
 __version__ = "0.1.0"
 
@@ -45,7 +44,6 @@ _HOMES = {
     "load_run": "run",
     "open_reference": "reference",
     "read_result": "evaluation",
-    "train": "train",
 }
 __all__ = ["__version__", *_HOMES]  # noqa: PLE0604
 
