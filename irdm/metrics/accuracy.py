@@ -1,50 +1,57 @@
-"""Label accuracy: does a generated image show the class it was asked for?"""
+"""Label accuracy: does a generated image show the class it was asked for?
+
+Letters: n rows, k neighbours.
+"""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Float64
-from torch import Tensor, nn
+from jaxtyping import Float64, Int64
+from torch import Tensor
 
-from irdm.metrics.base import EvaluationConfig, Real, Sample, stratified_rows
-from irdm.ops.sampling import generator_for
+from irdm.data.conditions import Classes
+from irdm.metrics.base import EvaluationConfig, Picked, Pool, Pools
+from irdm.metrics.intervals import fold_means, folds, score_of
+from irdm.metrics.neighbours import nearest_neighbours
+from irdm.metrics.score import Score
+from irdm.metrics.tables import Real, Table
 
-CLASSIFIER = "SVC(RBF) on pixels"
-SIDE = 32
 
+def label_accuracy(generated: Table, real: Real, config: EvaluationConfig) -> dict[str, Score]:
+    """Share of images whose class the nearest train images find, by a vote of `neighbours` in feature space.
 
-def label_accuracy(generated: Sample, real: Real, config: EvaluationConfig) -> dict:
-    """Accuracy of a support vector machine on raw pixels, fit on real train images: an outsider to the battery.
-
-    Images of more than 32 x 32 pixels are averaged down to that first: it would take hours on a hundred thousand.
-
-    `real_test` is its accuracy on real test images: how far `generated` can be trusted. All three are null for data
-    of a single class, where there is nothing to ask for. `replicates`: of each generated draw.
+    A tie goes to the class of the nearest voter. The control is the share of val images: how far the vote can be
+    trusted. Empty for images without classes, or of other classes than train's. At most `manifold_rows` of a side.
     """
-    from sklearn.svm import SVC  # slow to import, and needed by this metric alone
+    asked, known = generated.conditions, real.train.conditions
+    if not isinstance(asked, Classes) or not isinstance(known, Classes) or asked.spec != known.spec:
+        return {}
+    pools, k = Pools.of(generated, real), min(config.neighbours, len(real.train))
 
-    if len(real.train.labels.unique()) < 2:
-        return {"generated": None, "real_test": None, "classifier": None, "replicates": None}
-    count = min(len(real.train), config.classifier_rows)
-    rows = stratified_rows(real.train.labels, count, generator_for("metrics", "accuracy", config.seed))
-    images, labels = _pixels(real.train.images[rows]), real.train.labels[rows]
-    classifier = SVC(C=10.0, kernel="rbf", gamma="scale").fit(images.numpy(), labels.numpy())
+    def hits(name: str, pool: Pool) -> Float64[Tensor, " n"]:
+        rows = pool.sample(config.manifold_rows, "accuracy", config.seed)
+        wanted = pool.table.conditions[rows]
+        assert isinstance(wanted, Classes)
+        near = nearest_neighbours(Picked(pool.table.features[name], rows), real.train.features[name], k)[1]
+        return (vote(known.labels[near]) == wanted.labels).double()
 
-    def correct(sample: Sample) -> Float64[Tensor, " n"]:
-        found = classifier.predict(_pixels(sample.images).numpy())
-        return (torch.from_numpy(found) == sample.labels).double()
+    found = {name: hits(name, pools.generated) for name in generated.features}
+    fold = folds(len(next(iter(found.values()))), config.seed)
+    score = score_of(
+        "label accuracy",
+        "higher",
+        f"Share of images for which a vote of the {k} nearest train images finds the class that was asked for.",
+        {name: fold_means(rows, fold) for name, rows in found.items()},
+        real.held_out,
+        controls={name: hits(name, pools.val).mean().item() for name in found},
+        limits=(0.0, 1.0),
+        notes={"neighbours": k, "rows": len(fold), "law": pools.law},
+    )
+    return {"label_accuracy": score}
 
-    hits = correct(generated)
-    return {
-        "generated": hits.mean().item(),
-        "real_test": correct(real.test).mean().item(),
-        "classifier": CLASSIFIER,
-        "replicates": [draw.mean().item() for draw in hits.split(len(real.val))],
-    }
 
-
-def _pixels(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n p"]:
-    """Flat pixels of images of at most 32 x 32."""
-    h, w = (min(side, SIDE) for side in images.shape[2:])
-    small = images if images.shape[2:] == (h, w) else nn.functional.adaptive_avg_pool2d(images, (h, w))
-    return small.flatten(1)
+def vote(labels: Int64[Tensor, "n k"]) -> Int64[Tensor, " n"]:
+    """The most frequent of k labels, nearest first; of several, the one whose first voter is nearest."""
+    k = labels.shape[1]
+    votes = (labels[:, :, None] == labels[:, None]).sum(2)
+    return labels.gather(1, (votes * k - torch.arange(k)).argmax(1, keepdim=True))[:, 0]

@@ -13,111 +13,111 @@ Letters: n rows, d features, k folds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from irdm.metrics.base import BLOCK, Picked, Tables, check_table, finite_blocks, matched, panel
-from irdm.metrics.intervals import folds, jackknife, panel_score
+from irdm.metrics.base import BLOCK, EvaluationConfig, Picked, Pools
+from irdm.metrics.intervals import folds, jackknife, score_of
+from irdm.metrics.ratio import ratio
+from irdm.metrics.score import Score
+from irdm.metrics.tables import Real, Table
 from irdm.ops.gaussian import Moments, frechet_distance, symmetric_root
-from irdm.ops.rows import Rows
+from irdm.ops.rows import row_blocks
 
 NAMES = {"inception": "FID", "dinov2": "FD-DINOv2"}
 """What the distance is called in the literature; other encoders get FD-<encoder>."""
 
+AXES = 128  # principal axes that measure the spread over rows; the score itself uses all dimensions
 
-def table_moments(name: str, table: Rows, block: int = BLOCK) -> Moments:
-    """Moments of an encoder's table, streamed: what a reference keeps of its train rows.
 
-    Shards and ranks may each take their own rows and add the moments up. Raises ValueError naming the encoder for fewer
-    than 8 rows, NaN or infinity.
+def frechet_distances(generated: Table, real: Real, config: EvaluationConfig) -> dict[str, Score]:
+    """`frechet_distance` of all judged rows by encoder, beside val rows; and `frechet_ratio`, a ratio as the others.
+
+    Distances under different encoders have no common scale, so there is no mean of them. The notes of an encoder say
+    the `name` of its distance, the `bias` b / n as the jackknife estimates it, `dimensions`, and a `warning` where
+    there are fewer rows than dimensions. The control takes val rows, as many as were judged where there are as many.
     """
-    check_table(name, table)
-    return Moments.of(finite_blocks(name, table, block))
-
-
-def frechet_distances(
-    generated: Tables,
-    reference: Mapping[str, Moments],
-    control: Tables | None = None,
-    *,
-    held_out: Sequence[str] = (),
-    partial: bool = False,
-    seed: int = 0,
-    block: int = BLOCK,
-) -> dict[str, dict]:
-    """FD of each encoder and, where fresh real images allow it, its mean ratio to theirs.
-
-    Args:
-        generated: feature tables of the generator.
-        reference: moments of the train rows by encoder.
-        control: feature tables of fresh real images, of which as many are taken, at random, as were generated.
-        held_out: encoders that did not train the generator.
-        partial: judge the encoders that are there; the result names the `missing` ones.
-        seed: of the folds and of the control's rows.
-        block: rows read at once.
-
-    Returns:
-        `frechet_distance`: per encoder the value, its interval (jackknife over 10 folds of the generated rows: about n
-        rows, bias included), the `bias` b / n estimated by the same jackknife, `dimensions`, `reference_rows`,
-        `warning` and, with a control, `real_control`. Distances under different encoders have no common scale, so their
-        means are null. `frechet_ratio`: FD over that of the control, 1 is as good as real, with means over encoders;
-        only where the control has as many rows as were generated. Both have `rows` {generated, control}.
-
-    Raises:
-        ValueError: naming an encoder that is missing, of another width, with fewer than 8 rows, or not finite.
-    """
-    names, missing = panel(list(reference), generated, partial)
-    rows = {"generated": len(generated[names[0]]), "control": 0}
-    if control is not None:
-        panel(names, control, False)
-        rows["control"] = min(rows["generated"], len(control[names[0]]))
-    fold = folds(rows["generated"], seed)
-    distances, details, ratios = {}, {}, {}
-    for name in names:
-        real = reference[name]
-        root, dim = symmetric_root(real.covariance), len(real.mean)
-        check_table(name, generated[name], dim)
-        picked = [Picked(generated[name], (fold == k).nonzero()[:, 0]) for k in range(int(fold.max()) + 1)]
-        parts = [Moments.of(finite_blocks(name, table, block)) for table in picked]
-        value = _distance(_merged(parts), real, root)
-        without = torch.stack(
-            [_distance(_merged([part for part in parts if part is not left_out]), real, root) for left_out in parts]
-        )
-        distances[name] = jackknife(value.item(), without)
+    pools, n = Pools.of(generated, real), len(generated)
+    fresh, fold = pools.val.sample(n, "frechet", config.seed), folds(n, config.seed)
+    distances, controls, details, targets = {}, {}, {}, {}
+    for name, rows in generated.features.items():
+        target = targets[name] = FrechetTarget.of(real.moments[name])
+        picked = [Picked(rows, (fold == k).nonzero()[:, 0]) for k in range(int(fold.max()) + 1)]
+        parts = [Moments.of(row_blocks(part, BLOCK)) for part in picked]
+        value = target.to(_merged(parts))
+        without = torch.tensor([target.to(_merged([p for p in parts if p is not left_out])) for left_out in parts])
+        distances[name] = jackknife(value, without.double())
+        controls[name] = target.to(Moments.of(row_blocks(Picked(real.val.features[name], fresh), BLOCK)))
+        dim, there = len(target.real.mean), target.real.count
         details[name] = {
             "name": NAMES.get(name, f"FD-{name}"),
-            "bias": ((len(parts) - 1) * (without.mean() - value)).item(),
+            "bias": (len(parts) - 1) * (without.mean().item() - value),
             "dimensions": dim,
-            "reference_rows": real.count,
-            "warning": _warning(rows["generated"], real.count, dim),
+            "warning": _warning(n, there, dim),
         }
-        if control is not None:
-            check_table(name, control[name], dim)
-            fresh = Moments.of(finite_blocks(name, matched(control[name], rows["generated"], seed), block))
-            details[name]["real_control"] = _distance(fresh, real, root).item()
-            ratios[name] = distances[name] / details[name]["real_control"]
-    score = panel_score("Frechet distance", "lower", distances, held_out, None, missing)
-    score |= dict.fromkeys(("mean", "held_in", "held_out", "ci95", "held_in_ci95", "held_out_ci95"))
-    for name in names:
-        score["per_encoder"][name] |= details[name]
-    result = {"frechet_distance": score | {"rows": rows}}
-    if rows["control"] == rows["generated"]:
-        ones = dict.fromkeys(names, 1.0)
-        score = panel_score(f"FDr{len(names)}", "lower", ratios, held_out, ones, missing)
-        result["frechet_ratio"] = score | {"rows": rows}
-    return result
+    distance = score_of(
+        "Frechet distance",
+        "lower",
+        "Squared Frechet distance to train of Gaussians of the same moments (FID under Inception); lower is better.",
+        distances,
+        real.held_out,
+        controls=controls,
+        limits=(0.0, math.inf),
+        details=details,
+        means=False,
+        notes={"rows": n, "control_rows": len(fresh), "law": pools.law},
+    )
+    says = "Frechet distance to train, over that of fresh real images: 1 is as good as real, lower is better."
+    most = max(target.real.count for target in targets.values())
+    over = ratio(
+        "FDr", says, targets.__getitem__, pools.generated, pools.val, real.held_out, config, most=most, law=pools.law
+    )
+    return {"frechet_distance": distance, "frechet_ratio": over}
+
+
+@dataclass(frozen=True)
+class FrechetTarget:
+    """The moments of all train rows, the root of their covariance, and its largest principal axes, largest last."""
+
+    real: Moments
+    root: Float64[Tensor, "d d"]
+    axes: Float64[Tensor, "d q"]
+    spread: Float64[Tensor, " q"]
+
+    @classmethod
+    def of(cls, real: Moments) -> FrechetTarget:
+        """From the moments of the real rows."""
+        values, vectors = torch.linalg.eigh(real.covariance)
+        return cls(real, symmetric_root(real.covariance), vectors[:, -AXES:], values[-AXES:].clamp(min=0))
+
+    def to(self, sample: Moments) -> float:
+        """The distance of the moments of a sample."""
+        moments = (sample.mean, sample.covariance, self.real.mean, self.real.covariance, self.root)
+        return frechet_distance(*(moment.to(self.root) for moment in moments), jitter=0.0).item()
+
+    def distance(self, rows: Tensor) -> float:
+        """The distance of a sample."""
+        return self.to(Moments.of(rows.split(BLOCK)))
+
+    def quick(self, blocks: Iterable[Tensor]) -> Callable[[Int64[Tensor, " n"]], float]:
+        """The same along the 128 largest principal axes of the real rows."""
+        seen = torch.cat([(block.to(self.root) - self.real.mean) @ self.axes for block in blocks])
+        centre, real, root = torch.zeros_like(self.spread), self.spread.diag(), self.spread.sqrt().diag()
+
+        def distance(rows: Int64[Tensor, " n"]) -> float:
+            sample = Moments.of([seen[rows]])
+            return frechet_distance(sample.mean, sample.covariance, centre, real, root, jitter=0.0).item()
+
+        return distance
 
 
 def _merged(parts: Sequence[Moments]) -> Moments:
     return sum(parts[1:], parts[0])
-
-
-def _distance(sample: Moments, real: Moments, root: Float64[Tensor, "d d"]) -> Float64[Tensor, ""]:
-    moments = (sample.mean, sample.covariance, real.mean, real.covariance, root)
-    return frechet_distance(*(moment.to(root) for moment in moments), jitter=0.0).cpu()
 
 
 def _warning(rows: int, reference_rows: int, dimensions: int) -> str | None:

@@ -1,11 +1,8 @@
-"""How sure a score is: replicates, intervals, and the summary that every metric of a panel of encoders returns.
+"""How sure a score is: replicates, their intervals, and the score over encoders that metrics return.
 
-The contract of replicates. A score carries K numbers, its *replicates*: their mean is the score, and their standard
-deviation over sqrt(K) is its standard error. They come either from K independent generated draws, or from the jackknife
-over K random folds of the generated rows (Quenouille, 1956; pseudo-values moved so that their mean is the score itself,
-not its bias-corrected value). Replicate k stands for the same rows under every encoder, and for the same noise or
-prompts in two results of one protocol; so differences of replicates give the interval of a mean over encoders, and of
-the difference of two generators (`irdm.compare`). All of it is about the generated side: the real rows are given.
+Replicates (see `irdm.metrics.score`) come from the jackknife over K random folds of the generated rows (Quenouille,
+1956; pseudo-values moved so that their mean is the score itself, not its bias-corrected value). All of it is about the
+generated side: the real rows are given.
 
 Letters: n rows, k replicates or folds, e encoders.
 """
@@ -15,16 +12,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import NormalDist
+from typing import Any
 
 import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from irdm.metrics.base import Direction
+from irdm.metrics.score import Direction, Estimate, Interval, Score, grouped
 from irdm.ops.sampling import generator_for
 
 FOLDS = 10
-Interval = list[float]
 
 
 def folds(n: int, seed: int, count: int = FOLDS) -> Int64[Tensor, " n"]:
@@ -68,13 +65,13 @@ def student(replicates: int) -> float:
 
 
 def interval(replicates: Float64[Tensor, " k"]) -> Interval:
-    """Student's 95% interval of the score whose replicates these are (at least four): [low, high]."""
+    """Student's 95% interval of the score whose replicates these are (at least four): (low, high)."""
     half = student(len(replicates)) * replicates.std().item() / math.sqrt(len(replicates))
-    return [replicates.mean().item() - half, replicates.mean().item() + half]
+    return replicates.mean().item() - half, replicates.mean().item() + half
 
 
 def bootstrap_interval(values: Float64[Tensor, " k"], seed: int, resamples: int = 2000) -> Interval:
-    """The 95% percentile bootstrap interval of the mean of values (at least four): [low, high].
+    """The 95% percentile bootstrap interval of the mean of values (at least four): (low, high).
 
     The percentiles are moved outwards, as Student's t over the normal with the biased variance asks for (the expanded
     percentile interval of Hesterberg, 2015): the plain ones are too narrow for few values.
@@ -85,64 +82,64 @@ def bootstrap_interval(values: Float64[Tensor, " k"], seed: int, resamples: int 
     at_once = max(1, 1_000_000 // count)  # all draws would be resamples x k numbers
     sizes = [min(at_once, resamples - start) for start in range(0, resamples, at_once)]
     means = torch.cat([values[torch.randint(count, (size, count), generator=generator)].mean(1) for size in sizes])
-    return torch.quantile(means, torch.tensor([level, 1 - level], dtype=torch.float64)).tolist()
+    low, high = torch.quantile(means, torch.tensor([level, 1 - level], dtype=torch.float64)).tolist()
+    return low, high
 
 
-def grouped(
-    names: Sequence[str],
-    held_out: Sequence[str],
-    estimate: Callable[[list[int]], tuple[float | None, Interval | None]],
-    replicates: Float64[Tensor, "k e"],
-    controls: Sequence[float] | None,
-) -> dict:
-    """The arithmetic means over all, held-in and held-out encoders, and the encoders one by one.
-
-    Args:
-        names: encoders, in column order.
-        held_out: those that did not train the generator.
-        estimate: score and 95% interval of the mean over some columns; (None, None) for no columns.
-        replicates: of each encoder's score.
-        controls: the same score of fresh real images, by encoder, where there is one.
-    """
-    groups = {
-        "mean": list(range(len(names))),
-        "held_in": [i for i, name in enumerate(names) if name not in held_out],
-        "held_out": [i for i, name in enumerate(names) if name in held_out],
-    }
-    result: dict = {group: estimate(columns)[0] for group, columns in groups.items()}
-    result["ci95"] = estimate(groups["mean"])[1]
-    result |= {f"{group}_ci95": estimate(groups[group])[1] for group in ("held_in", "held_out")}
-    if controls is not None:
-        result["real_control"] = sum(controls) / len(controls)
-    result["per_encoder"] = {}
-    for i, name in enumerate(names):
-        value, ci95 = estimate([i])
-        row = {"value": value, "ci95": ci95, "held_out": name in held_out, "replicates": replicates[:, i].tolist()}
-        result["per_encoder"][name] = row if controls is None else row | {"real_control": controls[i]}
-    return result
-
-
-def panel_score(
-    name: str,
+def score_of(
+    label: str,
     direction: Direction,
+    says: str,
     replicates: Mapping[str, Float64[Tensor, " k"]],
     held_out: Sequence[str],
+    *,
     controls: Mapping[str, float] | None = None,
-    missing: Sequence[str] = (),
-) -> dict:
-    """What a metric of feature tables returns: `grouped` under its name, with Student's intervals of the replicates.
+    limits: tuple[float, float] = (-math.inf, math.inf),
+    details: Mapping[str, Mapping[str, Any]] | None = None,
+    means: bool = True,
+    notes: Mapping[str, Any] | None = None,
+) -> Score:
+    """A score from the replicates of each encoder, with Student's intervals of their means.
 
-    `missing` names the encoders of a partial panel that are left out.
+    Args:
+        label: as in Score.
+        direction: as in Score.
+        says: as in Score.
+        replicates: of each encoder, of the same rows.
+        held_out: those that did not train the generator.
+        controls: the same score of fresh real images, by encoder.
+        limits: between which the score must lie: intervals are cut there.
+        details: notes of each encoder.
+        means: whether encoders have a common scale.
+        notes: as in Score.
     """
-    names = list(replicates)
-    table = torch.stack([replicates[name] for name in names], dim=1)
+    low, high = limits
 
-    def estimate(columns: list[int]) -> tuple[float | None, Interval | None]:
-        if not columns:
-            return None, None
-        means = table[:, columns].mean(1)
-        return means.mean().item(), interval(means)
+    def estimate(names: Sequence[str]) -> Estimate:
+        rows = torch.stack([replicates[name] for name in names]).mean(0)
+        control = None if controls is None else sum(controls[name] for name in names) / len(names)
+        # 0.0 is added to make -0.0 zero
+        value, *ends = (min(max(x, low), high) + 0.0 for x in (rows.mean().item(), *interval(rows)))
+        return Estimate(value=value, ci95=(ends[0], ends[1]), control=control, replicates=tuple(rows.tolist()))
 
-    values = None if controls is None else [controls[name] for name in names]
-    head = {"name": name, "direction": direction, "missing": list(missing)}
-    return head | grouped(names, held_out, estimate, table, values)
+    return over_encoders(label, direction, says, list(replicates), held_out, estimate, details, means, notes)
+
+
+def over_encoders(
+    label: str,
+    direction: Direction,
+    says: str,
+    names: Sequence[str],
+    held_out: Sequence[str],
+    estimate: Callable[[Sequence[str]], Estimate],
+    details: Mapping[str, Mapping[str, Any]] | None = None,
+    means: bool = True,
+    notes: Mapping[str, Any] | None = None,
+) -> Score:
+    """A score from what estimates the mean over some of the encoders: over all, each group and each alone."""
+    encoders = {name: estimate([name]) for name in names}
+    for name, found in (details or {}).items():
+        encoders[name] = encoders[name].model_copy(update={"notes": dict(found)})
+    groups = {group: estimate(members) for group, members in grouped(names, held_out).items()} if means else {}
+    head = {"label": label, "direction": direction, "says": says}
+    return Score(**head, **groups, encoders=encoders, notes=dict(notes or {}))

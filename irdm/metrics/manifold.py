@@ -7,7 +7,7 @@ Around each row of a sample lies a ball whose radius is the distance to the k-th
     density     mean over generated rows of (real balls that hold it) / k
     coverage    share of real rows whose ball holds a generated row
 
-All four depend on the numbers of rows: read them beside `real_control`, fresh real images in the place of as many
+All four depend on the numbers of rows: read them beside the control, fresh real images in the place of as many
 generated ones. Balls are open, as in the published code of density and coverage. Distances are those of centred rows,
 in float64.
 
@@ -16,92 +16,80 @@ Letters: n generated rows, m real rows, d features, f folds, k neighbours.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from irdm.metrics.base import BLOCK, Picked, Tables, check_table, finite_blocks, matched, panel
-from irdm.metrics.intervals import folds, jackknife, panel_score
+from irdm.metrics.base import BLOCK, EvaluationConfig, Picked, Pools
+from irdm.metrics.intervals import folds, jackknife, score_of
+from irdm.metrics.score import Score
+from irdm.metrics.tables import Real, Table
 from irdm.ops.kernels import squared_distances
-from irdm.ops.rows import Rows
+from irdm.ops.rows import Rows, row_blocks
 
-METRICS = ("precision", "recall", "density", "coverage")
+SAYS = {
+    "precision": "Share of the images that lie among real ones.",
+    "recall": "Share of real images that lie among these.",
+    "density": "How many real neighbourhoods hold an image, over how many would be usual.",
+    "coverage": "Share of real neighbourhoods that hold an image.",
+}
 ROUNDING = 32 * torch.finfo(torch.float64).eps  # squared distances below this share of the squared norms are zero
 
 
-def precision_recall_density_coverage(
-    generated: Tables,
-    real: Tables,
-    control: Tables | None = None,
-    *,
-    k: int = 5,
-    held_out: Sequence[str] = (),
-    partial: bool = False,
-    seed: int = 0,
-    block: int = BLOCK,
-) -> dict[str, dict]:
-    """The four scores by encoder and their means over encoders, higher is better.
+def precision_recall_density_coverage(generated: Table, real: Real, config: EvaluationConfig) -> dict[str, Score]:
+    """The four scores by encoder and their means over encoders; as fresh real images score is best.
 
-    Each pair of rows is compared once per encoder and no n x m matrix is held. The intervals are those of the generated
-    draw, given the real rows: jackknife over 10 folds.
+    Each pair of rows is compared once per encoder and no n x m matrix is held. At most `manifold_rows` of each side are
+    compared; the control puts as many val rows, where there are as many, in the place of the judged ones. The intervals
+    are those of the judged rows, given the real ones: jackknife over 10 folds.
 
-    Args:
-        generated: feature tables of the generator.
-        real: feature tables of real images: as many rows as generated ones is the custom, 10,000 or more.
-        control: feature tables of fresh real images, of which as many are taken, at random, as were generated.
-        k: the neighbour that sets a radius; Naeem et al. advise 5, Kynkaanniemi et al. took 3.
-        held_out: encoders that did not train the generator.
-        partial: judge the encoders that are there; the result names the `missing` ones.
-        seed: of the folds and of the control's rows.
-        block: rows compared at once.
-
-    Returns:
-        A score for each of precision, recall, density and coverage, with `k` and `rows` {generated, real, control}.
-
-    Raises:
-        ValueError: naming an encoder that is missing, of another width, with too few rows for k, or not finite.
+    Raises ValueError naming an encoder with too few rows for `neighbours`.
     """
-    names, missing = panel(list(real), generated, partial)
-    replicates: dict[str, dict[str, Tensor]] = {metric: {} for metric in METRICS}
-    controls: dict[str, dict[str, float]] = {metric: {} for metric in METRICS}
-    rows = {"generated": len(generated[names[0]]), "real": len(real[names[0]]), "control": 0}
-    if control is not None:
-        panel(names, control, False)
-        rows["control"] = min(rows["generated"], len(control[names[0]]))
-    for name in names:
-        manifold = _Manifold(name, real[name], k, block)
-        for metric, (value, without) in manifold.scores(generated[name], folds(rows["generated"], seed)).items():
+    pools, seed, most = Pools.of(generated, real), config.seed, config.manifold_rows
+    judged, train = (pool.sample(most, "manifold", seed) for pool in (pools.generated, pools.train))
+    fresh = pools.val.sample(len(judged), "manifold", seed)
+    replicates: dict[str, dict[str, Tensor]] = {metric: {} for metric in SAYS}
+    controls: dict[str, dict[str, float]] = {metric: {} for metric in SAYS}
+    for name, rows in generated.features.items():
+        manifold = _Manifold(name, Picked(real.train.features[name], train), config.neighbours)
+        found = manifold.scores(Picked(rows, judged), folds(len(judged), seed))
+        other = manifold.scores(Picked(real.val.features[name], fresh), folds(len(fresh), seed))
+        for metric, (value, without) in found.items():
             replicates[metric][name] = jackknife(value, without)
-        if control is not None:
-            fresh = matched(control[name], rows["generated"], seed)
-            for metric, (value, _) in manifold.scores(fresh, folds(rows["control"], seed)).items():
-                controls[metric][name] = value
-    found = {
-        metric: panel_score(
-            metric, "higher", replicates[metric], held_out, controls[metric] if control is not None else None, missing
+            controls[metric][name] = other[metric][0]
+    sizes = {"rows": len(judged), "real_rows": len(train), "control_rows": len(fresh)}
+    notes = {"neighbours": config.neighbours, **sizes, "law": pools.law}
+    return {
+        metric: score_of(
+            metric,
+            "real",  # blurred images lie denser among real ones than real ones do: above the control is not better
+            f"{says} As fresh real images score is best.",
+            replicates[metric],
+            real.held_out,
+            controls=controls[metric],
+            limits=(0.0, math.inf if metric == "density" else 1.0),
+            notes=notes,
         )
-        for metric in METRICS
+        for metric, says in SAYS.items()
     }
-    return {metric: score | {"k": k, "rows": rows} for metric, score in found.items()}
 
 
 class _Manifold:
     """Real rows under one encoder with their radii, against which samples are scored."""
 
-    def __init__(self, name: str, real: Rows, k: int, block: int) -> None:
-        check_table(name, real)
+    def __init__(self, name: str, real: Rows, k: int) -> None:
         if not 1 <= k < len(real):
             raise ValueError(f"Encoder '{name}': got k = {k} and {len(real)} real rows; expected 1 <= k < rows.")
-        self.name, self.real, self.k, self.block = name, real, k, block
-        blocks = [rows.sum(0, dtype=torch.float64) for rows in finite_blocks(name, real, block)]
+        self.name, self.real, self.k = name, real, k
+        blocks = [rows.sum(0, dtype=torch.float64) for rows in row_blocks(real, BLOCK)]
         self.center = torch.stack(blocks).sum(0) / len(real)
         self.radii = self._neighbours(real, [torch.arange(len(real))])[:, 0, -1]
 
     def scores(self, sample: Rows, fold: Int64[Tensor, " n"]) -> dict[str, tuple[float, Float64[Tensor, " f"]]]:
         """Each score of a sample, and its values without each of the folds."""
-        check_table(self.name, sample, self.real.shape[1])
         members = [(fold == f).nonzero()[:, 0] for f in range(int(fold.max()) + 1)]
         if len(sample) - max(map(len, members)) <= self.k:
             raise ValueError(f"Encoder '{self.name}': {len(sample)} rows are too few for balls of k = {self.k}.")
@@ -128,7 +116,7 @@ class _Manifold:
     def _blocks(self, table: Rows) -> Iterator[tuple[slice, Tensor]]:
         """Row numbers and the centred rows, in float64."""
         start = 0
-        for rows in finite_blocks(self.name, table, self.block):
+        for rows in row_blocks(table, BLOCK):
             yield slice(start, start + len(rows)), rows.to(self.center) - self.center
             start += len(rows)
 

@@ -1,6 +1,6 @@
-"""Nearest training neighbours: does the generator copy?
+"""Nearest neighbours among rows that may be larger than memory.
 
-Letters: n queries, m references, d numbers a row.
+Letters: n queries, m references, d numbers a row, k neighbours.
 """
 
 from __future__ import annotations
@@ -9,44 +9,48 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from irdm.metrics.base import EvaluationConfig, Real, Sample
-from irdm.metrics.intervals import jackknife
 from irdm.ops.rows import Rows, row_blocks
+
+CHUNK = 1024
 
 
 def nearest_neighbours(
-    queries: Rows, references: Rows, chunk: int = 1024, *, own: Int64[Tensor, " n"] | None = None
-) -> tuple[Float[Tensor, " n"], Int64[Tensor, " n"]]:
-    """Euclidean distance to, and index of, the nearest reference of each query, in blocks of `chunk` x `chunk`.
+    queries: Rows, references: Rows, k: int = 1, *, own: Int64[Tensor, " n"] | None = None, chunk: int = CHUNK
+) -> tuple[Float[Tensor, "n k"], Int64[Tensor, "n k"]]:
+    """Euclidean distances to, and numbers of, the k nearest references of each query, nearest first; on the CPU.
 
-    Candidates are found by matrix products on centred rows; the distance of the winner is computed directly, so that a
-    copy is at exactly 0. `own` is the reference that each query is itself, and therefore not its neighbour.
+    In blocks of `chunk` x `chunk`, on the device of the references. Candidates are found by matrix products on centred
+    rows; the distances of the winners are computed directly, so that a copy is at exactly 0. `own` is the reference
+    that each query is itself, and therefore not its neighbour.
 
-    Raises ValueError for empty or non-finite input, widths that differ, or a single reference with `own`.
+    Raises ValueError for empty or non-finite input, widths that differ, or fewer references than neighbours.
     """
-    if not len(queries) or len(references) < (1 if own is None else 2) or queries.shape[1:] != references.shape[1:]:
+    fewest = k if own is None else k + 1
+    if not len(queries) or len(references) < fewest or queries.shape[1:] != references.shape[1:]:
         raise ValueError(
-            f"Got rows {tuple(queries.shape)} and {tuple(references.shape)}; expected [n, d] and [m, d], with two "
-            "references or more when the queries are among them."
+            f"Got rows {tuple(queries.shape)} and {tuple(references.shape)}; expected [n, d] and [m, d] with m at "
+            f"least {fewest}."
         )
-    total = sum(_finite(block).double().sum(0) for block in row_blocks(references, chunk))
+    center = sum(_finite(block).double().sum(0) for block in row_blocks(references, chunk)) / len(references)
+    assert isinstance(center, Tensor)
     distances, indices = [], []
     for start in range(0, len(queries), chunk):
-        block = _finite(queries[start : min(start + chunk, len(queries))])
-        center = torch.as_tensor(total / len(references)).to(block)
-        itself = None if own is None else own[start : start + chunk, None].to(block.device)
-        best = block.new_full((len(block),), torch.inf)
-        index = torch.zeros(len(block), dtype=torch.int64, device=block.device)
+        block = _finite(queries[start : min(start + chunk, len(queries))]).to(center.device)
+        middle = center.to(block)
+        best = block.new_full((len(block), k), torch.inf)
+        index = torch.zeros(len(block), k, dtype=torch.int64, device=block.device)
         for number, candidates in enumerate(row_blocks(references, chunk)):
-            distance = torch.cdist(block - center, candidates.to(block) - center)
+            distance = torch.cdist(block - middle, candidates.to(block) - middle)
             numbers = torch.arange(len(candidates), device=block.device) + number * chunk
-            if itself is not None:
-                distance.masked_fill_(numbers == itself, torch.inf)
-            distance, where = distance.min(1)
-            closer = distance < best
-            best, index = torch.where(closer, distance, best), torch.where(closer, numbers[where], index)
-        distances.append((block - references[index].to(block)).norm(dim=1))
-        indices.append(index)
+            if own is not None:
+                distance[numbers == own[start : start + chunk, None].to(block.device)] = torch.inf
+            distance, numbers = torch.cat([best, distance], 1), torch.cat([index, numbers.expand(len(block), -1)], 1)
+            best, where = distance.topk(k, dim=1, largest=False)
+            index = numbers.gather(1, where)
+        found = references[index.flatten()].to(block).unflatten(0, index.shape)
+        exact, order = (block[:, None] - found).norm(dim=2).sort(dim=1, stable=True)
+        distances.append(exact.cpu())
+        indices.append(index.gather(1, order).cpu())
     return torch.cat(distances), torch.cat(indices)
 
 
@@ -54,27 +58,3 @@ def _finite(rows: Tensor) -> Tensor:
     if not rows.isfinite().all():
         raise ValueError("Nearest neighbours of rows that hold NaN or infinity; check the images or features first.")
     return rows
-
-
-def nearest_neighbour_ratio(generated: Sample, real: Real, config: EvaluationConfig) -> dict:
-    """Median pixel distance of generated images to train, over that of test images: copies score 0, fresh reals 1.
-
-    The replicates are those of the jackknife over the generated draws. Raises ValueError when half of the test images
-    are in train, where the ratio has no meaning.
-    """
-    train = real.train.images.flatten(1)
-    distances = {
-        name: nearest_neighbours(sample.images.flatten(1), train)[0]
-        for name, sample in (("generated", generated), ("test", real.test))
-    }
-    medians = {name: values.median().item() for name, values in distances.items()}
-    if medians["test"] == 0:
-        raise ValueError(
-            "At least half of the test images are also training images: split the data without duplicates."
-        )
-    value = medians["generated"] / medians["test"]
-    draws = distances["generated"].split(len(real.val))
-    rest = [torch.cat([draw for draw in draws if draw is not left_out]) for left_out in draws] if len(draws) > 1 else []
-    without = torch.tensor([values.median().item() / medians["test"] for values in rest], dtype=torch.float64)
-    replicates = jackknife(value, without).tolist() if rest else [value]
-    return {"value": value, **medians, "replicates": replicates}

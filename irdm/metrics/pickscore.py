@@ -23,6 +23,7 @@ from torch import Tensor
 
 from irdm.metrics.base import MIN_ROWS
 from irdm.metrics.intervals import bootstrap_interval, fold_means, folds
+from irdm.metrics.score import Estimate, Score
 
 MODEL = "yuvalkirstain/PickScore_v1"
 MODEL_REVISION = "a4e4367c6dfa7288a00c550414478f865b875800"
@@ -125,18 +126,24 @@ def _rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def pickscore(scores: Float64[Tensor, " n"], real: Float64[Tensor, " n"] | None = None, *, seed: int = 0) -> dict:
-    """The mean score, with a bootstrap interval over prompts, and that of real images of the same prompts."""
+def pickscore(
+    scores: Float64[Tensor, " n"], real: Float64[Tensor, " n"] | None = None, *, seed: int = 0
+) -> dict[str, Score]:
+    """The mean score, with a bootstrap interval over prompts, beside that of real images of the same prompts."""
     _check(scores)
-    result = _summary("PickScore", scores, seed)
-    return result if real is None else result | {"real_control": real.mean().item()}
+    control = None if real is None else real.mean().item()
+    says = (
+        "How much people like the images for their prompts, as a model taught on their choices says; higher is better."
+    )
+    score = Score(label="PickScore", direction="higher", says=says, mean=_mean(scores, seed, control))
+    return {"pickscore": score.model_copy(update={"notes": {"rows": len(scores)}})}
 
 
-def win_rate(ours: Float64[Tensor, " n"], theirs: Float64[Tensor, " n"], *, seed: int = 0) -> dict:
-    """The share of prompts where our image scores above theirs, ties counting half; 0.5 is a draw.
+def win_rate(ours: Float64[Tensor, " n"], theirs: Float64[Tensor, " n"], *, seed: int = 0) -> tuple[Estimate, Estimate]:
+    """The share of prompts where our image scores above theirs, ties counting half; and the mean difference.
 
-    Row i of both must be of one prompt and, for two generators, of one noise: the bootstrap draws pairs. Beside it,
-    under `difference`, the mean of the paired differences.
+    Row i of both must be of one prompt and, for two generators, of one noise: the bootstrap draws pairs. A rate of 0.5
+    is a draw.
 
     Raises ValueError for unequal numbers of rows, fewer than 8, NaN or infinity.
     """
@@ -145,20 +152,14 @@ def win_rate(ours: Float64[Tensor, " n"], theirs: Float64[Tensor, " n"], *, seed
     if len(ours) != len(theirs):
         raise ValueError(f"Got {len(ours)} and {len(theirs)} scores; a win is decided between images of one prompt.")
     wins = (ours > theirs).double() + 0.5 * (ours == theirs).double()
-    return _summary("PickScore win rate", wins, seed) | {
-        "difference": _summary("PickScore difference", ours - theirs, seed)
-    }
+    return _mean(wins, seed), _mean(ours - theirs, seed)
 
 
-def _summary(name: str, rows: Float64[Tensor, " n"], seed: int) -> dict:
-    return {
-        "name": name,
-        "direction": "higher",
-        "value": rows.mean().item(),
-        "ci95": bootstrap_interval(rows, seed),
-        "rows": len(rows),
-        "replicates": fold_means(rows, folds(len(rows), seed)).tolist(),
-    }
+def _mean(rows: Float64[Tensor, " n"], seed: int, control: float | None = None) -> Estimate:
+    replicates = fold_means(rows, folds(len(rows), seed)).tolist()
+    return Estimate(
+        value=rows.mean().item(), ci95=bootstrap_interval(rows, seed), control=control, replicates=tuple(replicates)
+    )
 
 
 def _check(scores: Float64[Tensor, " n"]) -> None:

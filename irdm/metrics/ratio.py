@@ -1,145 +1,171 @@
 """Distance of generated rows to real rows over the distance of fresh real rows to the same: 1 is as good as real.
 
+    r_e = distance(generated, train) / distance(val, train),    the score is the arithmetic mean over encoders
+
+A distance depends on the number of rows, so all draws have one size n, and since none is smaller than it need be: the
+smallest of `EvaluationConfig.rows`, the generated rows, the train rows and half of the val rows. The denominator is the
+mean over as many disjoint draws of n as the first half of val holds, and the control puts the second half in the place
+of the generated rows. The generated rows make as many disjoint draws as they can; the mean of their distances estimates
+without bias what one draw of n scores. Every draw follows one law (`irdm.metrics.base.Pools`).
+
 The interval. Let V be the variance of the distance of ONE real draw of n rows. A row bootstrap cannot give it: at the
 null (a real draw against real data) the distance is a degenerate statistic, for which the bootstrap is inconsistent,
 and the duplicated rows of a resample inflate the distance itself. Instead real draws of the true size n are made
-WITHOUT replacement from a pool of P real rows. Overlap makes them vary less than independent draws: by 1 - (n/P)^2 for
-the quadratic part of the statistic, 1 - n/P for its linear part. Dividing by 1 - n/P covers both, and is wide for the
-first. With the spread of the generated replicates this gives the variance of the ratio (delta method); the interval is
+WITHOUT replacement from the P val rows. Overlap makes them vary less than independent draws: by 1 - (n/P)^2 for the
+quadratic part of the statistic, 1 - n/P for its linear part. Dividing by 1 - n/P covers both, and is wide for the
+first. With the spread of the generated draws this gives the variance of the ratio (delta method); the interval is
 normal on a log scale. Rows are shared by encoders, so the interval of a mean over encoders counts their correlation. It
-is conditional on the target rows (the train split, or the test split for the unseen ratio).
+is conditional on the target rows (train, or val for the unseen ratio).
 
-Letters: r generated replicates, b real draws, e encoders.
+Letters: n rows of a draw, d features, r generated draws, b real draws, e encoders, k folds.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from irdm.metrics.base import EvaluationConfig, Real, Sample, checked, stratified_rows, take
-from irdm.metrics.intervals import grouped
-from irdm.ops.sampling import generator_for
+from irdm.metrics.base import BLOCK, MIN_ROWS, EvaluationConfig, Law, Pool
+from irdm.metrics.intervals import FOLDS, jackknife, over_encoders
+from irdm.metrics.score import Estimate, Score
+from irdm.ops.rows import Rows, row_blocks
 
 Z95 = 1.96
+MOST_DRAWS = 8  # disjoint real draws behind a denominator: more would take longer than they are worth
 
 
-@runtime_checkable
 class Target(Protocol):
-    """One real sample under one encoder, prepared once, as a dataclass of tensors: sorted projections, an embedding."""
+    """One real sample under one encoder, prepared once."""
 
-    @property
-    def center(self) -> Tensor:
-        """The mean [d] of the real rows."""
+    def distance(self, rows: Float[Tensor, "n d"]) -> float:
+        """Distance of a sample to the real one."""
         ...
 
-    def distance(self, rows: Float[Tensor, "n d"], count: int | None = None) -> float:
-        """Distance of a sample to the real one; `count` uses only the first directions or random features."""
-        ...
+    def quick(self, blocks: Iterable[Float[Tensor, "s d"]]) -> Callable[[Int64[Tensor, " n"]], float]:
+        """A cheap distance of some of these rows, of which only relative changes are used.
 
-
-class Bank:
-    """A target for each encoder."""
-
-    def __init__(self, targets: Mapping[str, Target]):
-        self.targets = dict(targets)
-        self.dims = {name: len(target.center) for name, target in self.targets.items()}
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The encoders, in the order of `distances`."""
-        return tuple(self.targets)
-
-    def distances(self, features: Mapping[str, Tensor], count: int | None = None) -> Float64[Tensor, " e"]:
-        """Distance of a sample of any size by encoder; `count` uses only the first directions or random features.
-
-        Raises ValueError naming an encoder that is missing, of another width, or not finite.
+        The rows are reduced once to a few numbers each.
         """
-        rows = checked(features, self.dims)
-        found = [target.distance(rows[name], count) for name, target in self.targets.items()]
-        return torch.tensor(found, dtype=torch.float64)
+        ...
 
 
-def ratio_to_train(bank: Bank, generated: Sample, real: Real, config: EvaluationConfig, coarse: int) -> dict:
-    """Distance to train of generated rows over that of val; `real_control` puts test in the place of generated.
+def ratio(
+    label: str,
+    says: str,
+    target: Callable[[str], Target],
+    generated: Pool,
+    fresh: Pool,
+    held_out: Sequence[str],
+    config: EvaluationConfig,
+    *,
+    most: int,
+    law: Law,
+) -> Score:
+    """The ratio by encoder and its means, lower is better; memory is that of a draw, an encoder at a time.
 
-    Val, test and each generated replicate have the same number of rows. The real draws behind the interval come from
-    val and test together and need only `coarse` directions or features.
+    Args:
+        label: SW_r and the like; the number of encoders is appended.
+        says: as in Score.
+        target: prepares the real sample of an encoder.
+        generated: judged rows.
+        fresh: real rows that are not in the target.
+        held_out: encoders that did not train the generator.
+        config: rows, resamples and seed are read.
+        most: no draw has more rows than this.
+        law: how the pools draw.
 
-    Raises ValueError for unmatched sizes, a missing encoder or features that are not finite.
+    Raises ValueError for too few rows, and fresh rows at distance 0.
     """
-    n = len(real.val)
-    if len(real.test) != n:
-        raise ValueError(f"Got {n} val and {len(real.test)} test rows; a distance to real depends on n, so match them.")
-    if missing := set(bank.names) - (set(real.val.features) & set(real.test.features)):
-        raise ValueError(f"The encoders {sorted(missing)} have no features of val or test; embed with all of them.")
-    pool = {name: torch.cat([real.val.features[name], real.test.features[name]]) for name in bank.names}
-    labels = torch.cat([real.val.labels, real.test.labels])
-    rng = generator_for("metrics", "ratio", config.seed)
-    draws = (take(pool, stratified_rows(labels, n, rng)) for _ in range(config.resamples))
-    return summarise(
-        bank.names,
-        real.held_out,
-        torch.stack([bank.distances(features) for features in generated.replicates(n)]),
-        torch.stack([bank.distances(features, coarse) for features in draws]),
-        n / len(labels),
-        denominator=bank.distances(real.val.features),
-        control=bank.distances(real.test.features),
+    names, seed = list(generated.table.features), config.seed
+    n = min(config.rows, most, len(generated), len(fresh) // 2)
+    if n < MIN_ROWS:
+        raise ValueError(
+            f"{label}: got {len(generated)} judged, {most} target and {len(fresh)} fresh real rows; a ratio needs at "
+            f"least {MIN_ROWS}, {MIN_ROWS} and {2 * MIN_ROWS}, and thousands to mean something."
+        )
+    first, second = fresh.halves(seed)
+    disjoint = min(len(first) // n, MOST_DRAWS)
+    halves = [half.draws(n, disjoint, "half", seed) for half in (first, second)]
+    resampled = [fresh.draws(n, 1, "resample", seed, b)[0] for b in range(config.resamples)]
+    drawn = generated.draws(n, len(generated) // n, "generated", seed)
+    found = _Found(n / len(fresh), disjoint)
+    for name in names:
+        rows, real = generated.table.features[name], fresh.table.features[name]
+        found.add(name, target(name), rows, drawn, real, halves, resampled)
+    notes = {"rows": n, "draws": len(drawn), "real_draws": disjoint, "resamples": len(resampled), "law": law}
+    return over_encoders(
+        f"{label}{len(names)}", "lower", says, names, held_out, found.estimate, found.details, notes=notes
     )
 
 
-def summarise(
-    names: Sequence[str],
-    held_out: Sequence[str],
-    generated: Float64[Tensor, "r e"],
-    draws: Float64[Tensor, "b e"],
-    overlap: float,
-    *,
-    denominator: Float64[Tensor, " e"] | None = None,
-    control: Float64[Tensor, " e"] | None = None,
-    fresh: int = 1,
-    replicates: Float64[Tensor, "k e"] | None = None,
-) -> dict:
-    """Ratios by encoder and their arithmetic means over all, held-in and held-out encoders, with 95% intervals.
+class _Found:
+    """Distances of every encoder, and the estimates they make. `overlap` is n/P, `disjoint` the draws of a mean."""
 
-    Args:
-        names: encoders, in column order.
-        held_out: those that did not train the generator.
-        generated: distances of the generated replicates.
-        draws: distances of real draws that share a fraction `overlap` = n/P of a pool.
-        overlap: that fraction, below 1.
-        denominator: distances of the fresh real draw; without it the mean of `draws` is the denominator.
-        control: distances of a second fresh real draw, reported over the same denominator.
-        fresh: disjoint real draws whose mean the denominator is.
-        replicates: of the ratios, for comparing two results; None takes the ratios of the generated replicates.
+    def __init__(self, overlap: float, disjoint: int):
+        self.overlap, self.disjoint = overlap, disjoint
+        self.ratios: dict[str, Float64[Tensor, " r"]] = {}
+        self.moved: dict[str, Float64[Tensor, " b"]] = {}
+        self.replicates: dict[str, Float64[Tensor, " k"]] = {}
+        self.controls: dict[str, float] = {}
+        self.details: dict[str, dict[str, float]] = {}
 
-    A group without encoders gets null. Raises ValueError when fresh real rows are at distance 0.
-    """
-    # A mean of b overlapping draws keeps the pool's own luck, overlap/(1 - overlap), and 1/b of the rest.
-    factor = overlap / (1 - overlap) + 1 / len(draws) if denominator is None else 1 / (1 - overlap) / fresh
-    denominator = draws.mean(0) if denominator is None else denominator
-    for name, distance in zip(names, denominator.tolist(), strict=True):
-        if not distance > 0:
-            raise ValueError(f"Encoder '{name}': fresh real rows lie at distance {distance}, expected above 0.")
-    ratios = generated / denominator
-    moved = ratios.mean(0) * draws.mean(0) / draws  # the score had the real draw been another one
+    def add(
+        self,
+        name: str,
+        target: Target,
+        rows: Rows,
+        drawn: Tensor,
+        real: Rows,
+        halves: Sequence[Tensor],
+        resampled: Sequence[Tensor],
+    ) -> None:
+        """Measure one encoder."""
+        means = [[target.distance(real[draw]) for draw in half] for half in halves]
+        denominator, control = (sum(values) / len(values) for values in means)
+        if not denominator > 0:
+            raise ValueError(
+                f"Encoder '{name}': fresh real rows lie at distance {denominator}, expected above 0. Do val and train "
+                "hold the same images?"
+            )
+        quick = target.quick(row_blocks(real, BLOCK))
+        draws = torch.tensor([quick(draw) for draw in resampled], dtype=torch.float64)
+        distances, folds = [], []
+        for draw in drawn:
+            sample = rows[draw]
+            distances.append(target.distance(sample))
+            folds.append(_without_folds(target.quick([sample]), len(sample)))
+        ratios = torch.tensor(distances, dtype=torch.float64) / denominator
+        self.ratios[name], self.controls[name] = ratios, control / denominator
+        self.moved[name] = ratios.mean() * draws.mean() / draws  # the score had the real draw been another one
+        self.replicates[name] = ratios.mean() * torch.stack(folds).mean(0)
+        self.details[name] = {"real_distance": denominator}
 
-    def interval(columns: list[int]) -> tuple[float | None, list[float] | None]:
-        if not columns:
-            return None, None
-        value = ratios[:, columns].mean().item()
-        real = moved[:, columns].mean(1).var().item()
-        fake = ratios[:, columns].mean(1).var().item() if len(ratios) > 1 else real / (1 - overlap)  # as a real draw
-        width = Z95 * math.sqrt(factor * real + fake / len(ratios)) / value if value > 0 else 0.0
-        return value, [value * math.exp(-width), value * math.exp(width)]
+    def estimate(self, names: Sequence[str]) -> Estimate:
+        """The mean over some encoders."""
+        ratios, moved, replicates = (
+            torch.stack([of[name] for name in names]).mean(0) for of in (self.ratios, self.moved, self.replicates)
+        )
+        value, real = ratios.mean().item(), moved.var().item()
+        one = real / (1 - self.overlap)  # the variance that one real draw gives the score
+        fake = ratios.var().item() if len(ratios) > 1 else one
+        width = Z95 * math.sqrt(one / self.disjoint + fake / len(ratios)) / value if value > 0 else 0.0
+        return Estimate(
+            value=value,
+            ci95=(value * math.exp(-width), value * math.exp(width)),
+            control=sum(self.controls[name] for name in names) / len(names),
+            replicates=tuple(replicates.tolist()),
+        )
 
-    controls = None if control is None else (control / denominator).tolist()
-    result = grouped(names, held_out, interval, ratios if replicates is None else replicates, controls)
-    for name, distance in zip(names, denominator.tolist(), strict=True):
-        result["per_encoder"][name]["real_distance"] = distance
-    return result
+
+def _without_folds(quick: Callable[[Tensor], float], n: int) -> Float64[Tensor, " k"]:
+    """Jackknife replicates of the distance of n rows in random order, relative to it."""
+    fold, whole = torch.arange(n) % min(FOLDS, n), quick(torch.arange(n))
+    if not whole > 0:
+        return torch.ones(int(fold.max()) + 1, dtype=torch.float64)  # the very rows of the target
+    without = [quick((fold != k).nonzero()[:, 0]) / whole for k in range(int(fold.max()) + 1)]
+    return jackknife(1.0, torch.tensor(without, dtype=torch.float64))

@@ -51,6 +51,8 @@ class Real:
     """Encoders that no generator was trained against."""
     identity: Mapping[str, object]
     """What decides all of the above, as plain JSON: images, encoders, preprocessing. Part of a result's protocol."""
+    asked: Conditions | None = None
+    """The conditions of all train images, in whose proportions a generator is asked to draw; None: those of `train`."""
 
     @property
     def encoders(self) -> tuple[str, ...]:
