@@ -1,4 +1,4 @@
-"""Datasets: one file per kind, one table."""
+"""Datasets: one file per kind, one union."""
 
 from __future__ import annotations
 
@@ -7,22 +7,29 @@ from typing import Annotated
 from pydantic import Field
 
 from irdm.data.array import ArrayConfig
-from irdm.data.base import Dataset, Split, split_dataset
+from irdm.data.base import Dataset, Split, TensorSplit, shared, split_dataset
 from irdm.data.digits import DigitsConfig
-from irdm.data.images import ImagesConfig
+from irdm.data.image_source import printable
+from irdm.data.images import ImagesConfig, Pictures, pictures_like
+from irdm.data.sources import ImageSource, open_source
 from irdm.data.spiral import SpiralConfig
 
-DATA = {"digits": DigitsConfig, "array": ArrayConfig, "images": ImagesConfig, "spiral": SpiralConfig}
 AnyData = Annotated[DigitsConfig | ArrayConfig | ImagesConfig | SpiralConfig, Field(discriminator="kind")]
 
 __all__ = [
-    "DATA",
     "AnyData",
     "ArrayConfig",
     "Dataset",
     "DigitsConfig",
+    "ImageSource",
     "ImagesConfig",
+    "Pictures",
     "SpiralConfig",
     "Split",
+    "TensorSplit",
+    "open_source",
+    "pictures_like",
+    "printable",
+    "shared",
     "split_dataset",
 ]

@@ -16,8 +16,8 @@ from jaxtyping import Float32, Int64
 from pydantic import Field
 from torch import Tensor
 
+from irdm.conditions import Classes, Conditions, Unconditional, draw
 from irdm.config import Config
-from irdm.data.conditions import Classes, Conditions, Unconditional
 
 Shape = tuple[int, int, int]
 
@@ -43,6 +43,11 @@ class Split(ABC):
         """sha256 of every image and condition, in order."""
 
     @cached_property
+    def digests(self) -> list[bytes]:
+        """sha256 of each image, in order: what `shared` compares."""
+        return [hashlib.sha256(image.numpy().tobytes()).digest() for block in self.blocks(256) for image in block]
+
+    @cached_property
     def images(self) -> Float32[Tensor, "n c h w"]:
         """All of them, kept in memory from then on."""
         return self.read(torch.arange(len(self)))
@@ -66,7 +71,7 @@ class TensorSplit(Split):
         return self.images[rows]
 
     @cached_property
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         head = f"{self.images.dtype} {tuple(self.images.shape)} {self.conditions.fingerprint}"
         return hashlib.sha256(head.encode() + self.images.contiguous().numpy().tobytes()).hexdigest()
 
@@ -90,6 +95,21 @@ class Dataset:
         return hashlib.sha256(f"{self.train.fingerprint} {self.val.fingerprint}".encode()).hexdigest()
 
 
+def shared(train: Split, val: Split) -> int:
+    """How many images of `val` are also in `train`, by their content.
+
+    Raises ValueError when at least half are: nothing held out could tell learning from copying.
+    """
+    known = set(train.digests)
+    copies = sum(digest in known for digest in val.digests)
+    if 2 * copies >= len(val):
+        raise ValueError(
+            f"{copies} of the {len(val)} held-out images of {val.name} are also training images of {train.name}; "
+            "expected others, which show what no generator has seen. Remove the duplicates, or hold out other images."
+        )
+    return copies
+
+
 class SplitConfig(Config):
     """How the rows of a dataset are divided: once, stratified by class, seeded."""
 
@@ -97,34 +117,46 @@ class SplitConfig(Config):
     """Share of each class that is held out: nothing is fitted to it, floors and scores come from it."""
     split_seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the split and of the row order inside each part."""
+    limit: int | None = Field(default=None, ge=2)
+    """At most this many images from each place, drawn by `split_seed` with the classes in proportion: for a trial."""
+
+    def kept(self, conditions: Conditions) -> Int64[Tensor, " k"]:
+        """The rows that `limit` leaves, in order."""
+        if self.limit is None or self.limit >= len(conditions):
+            return torch.arange(len(conditions))
+        return draw(conditions, self.limit, "limit", self.split_seed).sort().values
 
 
-def split_dataset(name: str, images: Float32[Tensor, "n c h w"], conditions: Conditions, config: SplitConfig) -> Dataset:
-    """Divide images by `split_rows`. Raises ValueError as it does."""
+def split_dataset(
+    name: str, images: Float32[Tensor, "n c h w"], conditions: Conditions, config: SplitConfig
+) -> Dataset:
+    """Divide images by `split_rows`. Raises ValueError as it and `shared` do."""
     parts = {
         part: TensorSplit(images[rows].contiguous(), conditions[rows], f"{name} ({part})")
         for part, rows in split_rows(name, conditions, config).items()
     }
+    shared(**parts)
     return Dataset(name, **parts)
 
 
 def split_rows(name: str, conditions: Conditions, config: SplitConfig) -> dict[str, Int64[Tensor, " k"]]:
-    """Shuffled row numbers of train and val, each with every stratum in the same proportion.
+    """Shuffled row numbers of train and val, each with every stratum of what `limit` leaves in the same proportion.
 
     Raises ValueError when a stratum has too few rows to appear in both.
     """
     generator = torch.Generator().manual_seed(config.split_seed)
-    strata = torch.zeros(len(conditions), dtype=torch.int64) if conditions.strata is None else conditions.strata
+    kept = config.kept(conditions)
+    strata = torch.zeros(len(kept), dtype=torch.int64) if conditions.strata is None else conditions.strata[kept]
     parts: dict[str, list[Tensor]] = {"train": [], "val": []}
     for stratum in strata.unique().tolist():
-        rows = (strata == stratum).nonzero().flatten()
+        rows = kept[strata == stratum]
         rows = rows[torch.randperm(len(rows), generator=generator)]
         held_out = round(len(rows) * config.val_fraction)
         if not 0 < held_out < len(rows):
             what = conditions[rows[:1]].captions()[0] or "the images"
             raise ValueError(
                 f"{name}: {what} has {len(rows)} row(s), of which {held_out} would be held out; train and val need at "
-                "least one each. Add images, drop the class, or change val_fraction."
+                "least one each. Add images, drop the class, change val_fraction, or raise limit."
             )
         for part, chunk in zip(parts.values(), rows.split([len(rows) - held_out, held_out]), strict=True):
             part.append(chunk)

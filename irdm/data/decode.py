@@ -1,16 +1,19 @@
-"""One image -> uint8 [3, size, size]: every still picture in the same way, or an error that names it.
+"""One image -> uint8 [c, h, w]: every still picture in the same way, or an error that names it.
 
 What is done, in this order: the camera's rotation (EXIF) is applied; 16-bit grey is rounded to 8 bits; transparency is
-laid over white; greyscale, palette, CMYK and other colour models become RGB (colour profiles are not applied); the
-centre is cropped as for ADM. What is refused: a file that is cut short or no image, and one with several frames, for
-which there is no telling which one is meant.
+laid over white; palette, CMYK and other colour models become RGB (colour profiles are not applied), or grey by
+ITU-R 601 luma where one channel is asked for, which leaves grey as it is; the centre is cropped as for ADM. What is
+refused: a file that is cut short, altered or no image; one with several frames, for which there is no telling which one
+is meant; and one whose pixels would fill the memory.
 
-Letters: h height, w width.
+Letters: c channels (1 or 3), h height, w width.
 """
 
 from __future__ import annotations
 
 import io
+import zlib
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,61 +22,96 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-PREPROCESSING = "adm-centre-crop/1"  # part of a store's identity: raise the number when pixels change
+PREPROCESSING = "adm-centre-crop/1"  # part of a fingerprint: raise the number when pixels change
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # never those that start other programs (EPS)
 TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
+GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
+MOST_PIXELS = 2**26  # of one image, as stored and as resized: 200 MB of RGB
+PNG_START = b"\x89PNG\r\n\x1a\n"
 
 
-def decode(data: bytes | NDArray[np.uint8], size: int | None, name: str) -> UInt8[Tensor, "3 h w"]:
-    """The pixels of one encoded image, or of an array [h, w, 3], centre-cropped to `size`; None leaves their size.
+class Header(NamedTuple):
+    """What is known of an image before its pixels are decoded."""
 
-    Raises ValueError naming the image when it is cut short, animated, or nothing that can be read.
+    height: int
+    width: int
+    grey: bool
+
+
+def header(data: bytes | NDArray[np.uint8], name: str) -> Header:
+    """Height and width as stored, and whether there is no colour. Raises ValueError naming what is no image."""
+    if not isinstance(data, bytes):
+        return Header(data.shape[0], data.shape[1], data.shape[2] == 1)
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as file:
+            return Header(file.height, file.width, file.mode in GREY)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _unusable(name, error) from error
+
+
+def decode(
+    data: bytes | NDArray[np.uint8], shape: tuple[int, int] | None, name: str, channels: int = 3
+) -> UInt8[Tensor, "c h w"]:
+    """The pixels of one encoded image, or of an array [h, w, c], centre-cropped to `shape`; None leaves their size.
+
+    Raises ValueError naming the image when it is cut short, altered, animated, too large, or no picture.
     """
     try:
         if isinstance(data, bytes):
+            _check_png(data)
             with Image.open(io.BytesIO(data), formats=FORMATS) as file:
-                picture = _to_rgb(file)
+                picture = _upright(file)
         else:
-            picture = Image.fromarray(data)
-        if size is not None:
-            picture = centre_crop(picture, size)
+            picture = Image.fromarray(data[..., 0] if data.shape[2] == 1 else data)
+        picture = picture.convert("L" if channels == 1 else "RGB")
+        if shape is not None:
+            picture = centre_crop(picture, shape)
+    except MemoryError:
+        raise
     except Exception as error:  # a broken file leads Pillow into errors of every kind, and each must name the file
-        what = "it is no picture in a known format" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise ValueError(f"The image {name} cannot be used: {what}. Repair it or take it out.") from error
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+        raise _unusable(name, error) from error
+    return torch.from_numpy(np.array(picture)).reshape(picture.height, picture.width, channels).permute(2, 0, 1).clone()
 
 
-def centre_crop(image: Image.Image, size: int) -> Image.Image:
-    """The central square [size, size], as evaluations of class-conditional ImageNet models cut it (ADM).
+def centre_crop(image: Image.Image, shape: tuple[int, int]) -> Image.Image:
+    """The central part [h, w], as evaluations of class-conditional ImageNet models cut their squares (ADM).
 
-    The image is halved by box averages while its shorter side is at least twice `size`, brought to that side by bicubic
-    interpolation (up or down), and cut equally on both ends of the longer side.
+    The image is halved by box averages while both sides are at least twice what is asked for, brought to cover it by
+    bicubic interpolation (up or down), and cut equally on both ends of the longer side.
 
     Source: Dhariwal and Nichol, "Diffusion Models Beat GANs on Image Synthesis", arXiv 2105.05233, its evaluation data.
     """
-    while min(image.size) >= 2 * size:
+    height, width = shape
+    while image.width >= 2 * width and image.height >= 2 * height:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = size / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    scale = max(width / image.width, height / image.height)
+    covering = round(image.width * scale), round(image.height * scale)
+    if covering[0] * covering[1] > MOST_PIXELS:
+        raise ValueError(f"at {image.width} x {image.height} pixels it is too long to be cropped to {width} x {height}")
+    image = image.resize(covering, Image.Resampling.BICUBIC)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
-def _to_rgb(file: Image.Image) -> Image.Image:
-    """The only frame of an opened file, upright, as 8-bit RGB."""
+def _upright(file: Image.Image) -> Image.Image:
+    """The only frame of an opened file, upright, of 8 bits a channel and opaque."""
+    if file.width * file.height > MOST_PIXELS:
+        raise ValueError(f"it has {file.width} x {file.height} pixels; expected at most {MOST_PIXELS} in all")
     frames = getattr(file, "n_frames", 1)
     if frames > 1 and file.format != "MPO":  # a phone's JPEG with a preview or a depth map behind the photograph
         raise ValueError(f"it has {frames} frames; expected a still picture")
     file.load()
     image = ImageOps.exif_transpose(file)
     if image.mode.startswith("I"):
-        return _eight_bits(image).convert("RGB")
+        return _eight_bits(image)
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown range; expected 8 or 16 bits a channel")
     if image.mode in TRANSPARENT or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    return image
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -82,3 +120,21 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if values.min() < 0 or values.max() > 65535:
         raise ValueError(f"its grey values span {values.min()} to {values.max()}; expected at most 16 bits, 0 to 65535")
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def _check_png(data: bytes) -> None:
+    """Raises ValueError when a checksum of a PNG is wrong: Pillow does not compare those of its pixels."""
+    at, kind = len(PNG_START), b"" if data.startswith(PNG_START) else b"IEND"
+    while kind != b"IEND":
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")  # length, kind, content, checksum
+        if end > len(data):
+            raise ValueError("it is cut short")
+        kind = data[at + 4 : at + 8]
+        if zlib.crc32(memoryview(data)[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+            raise ValueError(f"it was altered: the checksum of its part {kind!r} does not match")
+        at = end
+
+
+def _unusable(name: str, error: Exception) -> ValueError:
+    what = "it is no picture in a known format" if isinstance(error, Image.UnidentifiedImageError) else error
+    return ValueError(f"The image {name} cannot be used: {what}. Repair it or take it out.")

@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 
+from irdm.conditions import Classes
 from irdm.data.base import Dataset, SplitConfig, split_dataset
 
 
@@ -16,9 +17,9 @@ class DigitsConfig(SplitConfig):
     """Name of this kind of dataset."""
 
     def build(self) -> Dataset:
-        """Images [n, 1, 8, 8] in [0, 1] (16 grey levels and black) with classes 0 to 9."""
+        """Images [n, 1, 8, 8] in [0, 1] (16 grey levels and black, rounded to k/255) with classes 0 to 9."""
         from sklearn.datasets import load_digits  # slow to import, and needed by this kind alone
 
         pixels, labels = load_digits(return_X_y=True)
-        images = torch.from_numpy(pixels).float().reshape(-1, 1, 8, 8) / 16
-        return split_dataset("digits", images, torch.from_numpy(labels).long(), tuple("0123456789"), self)
+        images = (torch.from_numpy(pixels).float() * (255 / 16)).round().reshape(-1, 1, 8, 8) / 255
+        return split_dataset("digits", images, Classes(torch.from_numpy(labels).long(), tuple("0123456789")), self)

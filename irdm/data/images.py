@@ -1,10 +1,9 @@
-"""Your own pictures, in folders or archives: colour, one size, classes from folders, read when they are needed."""
+"""Your own pictures, in folders or archives: of one size, classes from folders, read when they are needed."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -15,55 +14,65 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from irdm.data.base import Dataset, Split, SplitConfig, split_rows
+from irdm.data.base import Dataset, Shape, Split, SplitConfig, split_rows
 from irdm.data.decode import PREPROCESSING
-from irdm.data.sources import ImageSource, in_threads, open_source
+from irdm.data.image_source import ImageSource, in_threads, printable
+from irdm.data.sources import open_source
+from irdm.memory import physical_memory
 from irdm.ops.sampling import generator_for
+
+MOST_SIZES = 4  # in one message
 
 
 class Pictures(Split):
-    """Rows of a source, read when they are asked for: a million pictures cost no memory until then."""
+    """Rows of a source at one shape [c, h, w], read when they are asked for: a million cost no memory until then."""
 
-    def __init__(self, source: ImageSource, rows: Int64[Tensor, " n"], size: int):
-        self.source, self.rows, self.size = source, rows, size
-        self.labels = source.labels[rows]
+    def __init__(self, source: ImageSource, rows: Int64[Tensor, " n"], image_shape: Shape):
+        self.source, self.rows, self.image_shape = source, rows, image_shape
+        self.name, self.conditions = printable(str(source.path)), source.conditions[rows]
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(3, size, size); nothing is read."""
-        return 3, self.size, self.size
+    def read(self, rows: Int64[Tensor, " k"]) -> Float32[Tensor, "k c h w"]:
+        """Some images, decoded by threads. Raises ValueError naming every image here that cannot be used."""
+        channels, height, width = self.image_shape
+        images = torch.empty(len(rows), channels, height, width)
+        wanted = self.source.decoded(self.rows[rows].tolist(), (height, width), channels, among=self.rows.tolist())
+        for image, pixels in zip(images, wanted, strict=True):
+            torch.div(pixels, 255, out=image)
+        return images
 
     @cached_property
-    def images(self) -> Float32[Tensor, "n 3 size size"]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """All of them, kept from then on: 12 KB a picture at 32 x 32, 786 KB at 256 x 256.
+    def images(self) -> Float32[Tensor, "n c h w"]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """All of them, kept from then on: 12 KB a colour picture at 32 x 32, 786 KB at 256 x 256.
 
-        Raises ValueError naming every picture of the source that cannot be used, or when they are more than the memory
-        of this machine.
+        Raises ValueError as `read` does, or when they are more than the memory of this machine.
         """
         needed, there = 4 * len(self) * torch.Size(self.image_shape).numel(), physical_memory()
         if needed > there:
             raise ValueError(
-                f"The {len(self)} pictures of {self.source.path} would fill {needed / 2**30:.0f} GiB, and this machine "
+                f"The {len(self)} pictures of {self.name} would fill {needed / 2**30:.0f} GiB, and this machine "
                 f"has {there / 2**30:.0f}. Use fewer with --data.limit or smaller ones with --data.size; or train with "
                 "--battery.kind panel against a reference on disk, --reference, which needs none of them."
             )
-        return self._decoded(self.rows)
+        return self.read(torch.arange(len(self)))
 
-    def take(self, rows: Int64[Tensor, " k"]) -> Split:
-        """Some rows, in memory; only they are read. Raises ValueError as `images` does."""
-        return Split(self._decoded(self.rows[rows]), self.labels[rows])
+    @cached_property
+    def digests(self) -> list[bytes]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """sha256 of each file, in order; none is decoded."""
+        return list(in_threads(lambda row: _sha256(self.source.read(row)), self.rows.tolist()))
 
-    def content(self) -> Iterator[bytes]:
-        """The sha256 of every file in order, with its label, and how it becomes pixels; the files are not decoded."""
-        yield f"{PREPROCESSING} {self.size} {len(self)} ".encode()
-        yield from in_threads(lambda row: _sha256(self.source.read(row)), self.rows.tolist())
-        yield self.labels.numpy().tobytes()
+    @cached_property
+    def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """sha256 of every file's content in order, the conditions, and how a file becomes pixels; nothing is decoded.
 
-    def _decoded(self, rows: Int64[Tensor, " k"]) -> Float32[Tensor, "k 3 size size"]:
-        images = torch.empty(len(rows), *self.image_shape)
-        for image, pixels in zip(images, self.source.decoded(rows.tolist(), self.size), strict=True):
-            torch.div(pixels, 255, out=image)
-        return images
+        Where the files lie, what they are called and when they were written play no part.
+        """
+        head = f"{PREPROCESSING} {tuple(self.image_shape)} {self.conditions.fingerprint} "
+        return hashlib.sha256(head.encode() + b"".join(self.digests)).hexdigest()
+
+
+def pictures_like(source: ImageSource, image_shape: Shape, rows: Int64[Tensor, " k"] | None = None) -> Pictures:
+    """All images of a source, or some rows, as those of another dataset are: its channels, its height and width."""
+    return Pictures(source, torch.arange(len(source)) if rows is None else rows, image_shape)
 
 
 class ImagesConfig(SplitConfig):
@@ -75,78 +84,75 @@ class ImagesConfig(SplitConfig):
     kind: Literal["images"] = "images"
     """Name of this kind of dataset."""
     path: Path | None = None
-    """The pictures, to be split by val_fraction and test_fraction."""
+    """The pictures, to be split by val_fraction."""
     train: Path | None = None
     """Training pictures, in place of `path`."""
     val: Path | None = None
     """Held-out pictures, beside `train`."""
-    test: Path | None = None
-    """Pictures that only the last evaluation sees, beside `train`; unset, every second one of `val`, class by class."""
-    size: int = Field(default=32, ge=4)
-    """Height and width in pixels: the centre square is cropped and resized."""
-    limit: int | None = Field(default=None, ge=3)
-    """At most this many pictures from each place, drawn by `split_seed` with the classes in proportion."""
+    size: int | None = Field(default=None, ge=4, le=4096)
+    """Height and width in pixels: the centre square is cropped and resized. None: as they are, if all are alike."""
+    channels: Literal[1, 3] | None = None
+    """1 for grey, 3 for colour; None: grey when every picture is."""
 
     @model_validator(mode="after")
     def _places(self) -> ImagesConfig:
         separate = self.train is not None and self.val is not None
-        if (self.path is None) != separate or (self.path and (self.train or self.val or self.test)):
-            given = [name for name in ("path", "train", "val", "test") if getattr(self, name) is not None]
-            raise ValueError(f"images need either path, or train and val (and perhaps test); given: {given or 'none'}.")
+        if (self.path is None) != separate or (self.path and (self.train or self.val)):
+            given = [name for name in ("path", "train", "val") if getattr(self, name) is not None]
+            raise ValueError(f"images need either path, or train and val; given: {given or 'none'}.")
         return self
 
     def build(self) -> Dataset:
-        """The splits, their rows shuffled; images will be [n, 3, size, size] in [0, 1]. No picture is read yet.
+        """Train and val, their rows shuffled, of images [n, c, size, size]. None is decoded yet.
 
-        Raises ValueError for a place that cannot be read, classes that differ between the places, or a class too small
-        to split.
+        Raises ValueError for a place that cannot be read, sizes that differ, classes that differ between the places, or
+        a class too small to split.
         """
         if self.path is not None:
-            source, kept = self._open(self.path)
-            chosen = split_rows(self.path.stem, source.labels[kept], source.class_names, self)
-            return self._dataset(self.path.stem, {name: (source, kept[rows]) for name, rows in chosen.items()})
-        assert self.train is not None and self.val is not None
-        places = {"train": self.train, "val": self.val} | ({"test": self.test} if self.test else {})
-        parts = {}
-        for name, path in places.items():
-            source, kept = self._open(path)
-            parts[name] = (
-                source,
-                kept[torch.randperm(len(kept), generator=generator_for("rows", name, self.split_seed))],
-            )
-            if odd := sorted(set(source.class_names) ^ set(parts["train"][0].class_names)):
-                raise ValueError(
-                    f"{path} has {len(source.class_names)} classes and {self.train} has "
-                    f"{len(parts['train'][0].class_names)}; {odd[:5]} are in one of the two alone. Give both the same "
-                    "class folders."
-                )
-        if self.test is None:
-            parts |= self._halved(*parts["val"])
-        return self._dataset(self.train.name, parts)
+            source, name = open_source(self.path), printable(self.path.stem)
+            parts = {part: (source, rows) for part, rows in split_rows(name, source.conditions, self).items()}
+        else:
+            assert self.train is not None and self.val is not None
+            name = printable(self.train.name)
+            parts = {part: self._whole(part, path) for part, path in (("train", self.train), ("val", self.val))}
+            _same_classes(*(source for source, _ in parts.values()))
+        sources = list(dict.fromkeys(source for source, _ in parts.values()))
+        side = self.size or _side(sources)
+        shape = (self.channels or max(source.channels for source in sources), side, side)
+        return Dataset(name, **{part: Pictures(source, rows, shape) for part, (source, rows) in parts.items()})
 
-    def _dataset(self, name: str, parts: Mapping[str, tuple[ImageSource, Tensor]]) -> Dataset:
-        splits = {part: Pictures(source, rows, self.size) for part, (source, rows) in parts.items()}
-        names = parts["train"][0].class_names
-        return Dataset(name, **splits, num_classes=len(names), class_names=names)
-
-    def _open(self, path: Path) -> tuple[ImageSource, Int64[Tensor, " k"]]:
-        """A place, and the numbers of the pictures that `limit` leaves, in order."""
+    def _whole(self, part: str, path: Path) -> tuple[ImageSource, Int64[Tensor, " k"]]:
+        """All of a place, or what `limit` leaves, in random order."""
         source = open_source(path)
-        if self.limit is None or self.limit >= len(source):
-            return source, torch.arange(len(source))
-        order = _by_class(source.labels, generator_for("limit", self.split_seed))
-        return source, order[torch.arange(self.limit) * len(source) // self.limit].sort().values
-
-    def _halved(self, source: ImageSource, rows: Int64[Tensor, " n"]) -> dict[str, tuple[ImageSource, Tensor]]:
-        if len(rows) < 2:
-            raise ValueError(f"{self.val} holds {len(rows)} picture; expected at least 2, for val and test. Add some.")
-        order = _by_class(source.labels[rows], generator_for("halves", self.split_seed))
-        return {"val": (source, rows[order[0::2].sort().values]), "test": (source, rows[order[1::2].sort().values])}
+        kept = self.kept(source.conditions)
+        return source, kept[torch.randperm(len(kept), generator=generator_for("rows", part, self.split_seed))]
 
 
-def physical_memory() -> int:
-    """Bytes of memory that this machine has."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def _same_classes(train: ImageSource, val: ImageSource) -> None:
+    if train.conditions.spec != val.conditions.spec:
+        names = [set(source.conditions.captions()) - {""} for source in (train, val)]
+        raise ValueError(
+            f"{printable(str(val.path))} has {len(names[1]) or 'no'} classes and {printable(str(train.path))} has "
+            f"{len(names[0]) or 'none'}; {sorted(names[0] ^ names[1])[:5]} are in one of the two alone. Give both the "
+            "same class folders."
+        )
+
+
+def _side(sources: Sequence[ImageSource]) -> int:
+    """The one height and width of all images. Raises ValueError when they are not square, or of several sizes."""
+    sizes: dict[tuple[int, int], None] = {}
+    for source in sources:
+        for found in source.headers():
+            sizes[found.width, found.height] = None
+            if len(sizes) == MOST_SIZES:
+                break
+    if len(sizes) == 1 and (size := next(iter(sizes)))[0] == size[1] >= 4:
+        return size[0]
+    listed = ", ".join(f"{width} x {height}" for width, height in sizes) + (", ..." if len(sizes) == MOST_SIZES else "")
+    raise ValueError(
+        f"The images of {printable(str(sources[0].path))} are {listed or 'unreadable'}; expected squares of one size. "
+        "Give --data.size, such as --data.size 32: the centre of each is then cropped and resized to it."
+    )
 
 
 def _sha256(content: bytes | NDArray) -> bytes:
@@ -154,9 +160,3 @@ def _sha256(content: bytes | NDArray) -> bytes:
     return hashlib.sha256(
         content if isinstance(content, bytes) else repr(content.shape).encode() + content.tobytes()
     ).digest()
-
-
-def _by_class(labels: Int64[Tensor, " n"], generator: torch.Generator) -> Int64[Tensor, " n"]:
-    """Row numbers sorted by class and random within one: any regular comb through them holds the classes' shares."""
-    shuffled = torch.randperm(len(labels), generator=generator)
-    return shuffled[labels[shuffled].sort(stable=True).indices]

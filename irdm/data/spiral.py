@@ -13,8 +13,9 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from irdm.conditions import Unconditional
 from irdm.config import Config
-from irdm.data.base import Dataset, Split
+from irdm.data.base import Dataset, TensorSplit
 from irdm.ops.sampling import generator_for
 
 INNER, OUTER, TURNS = 0.5, 2.5, 2  # arXiv 2607.02375, Fig. 3
@@ -39,16 +40,16 @@ class SpiralConfig(Config):
     """Seed of the points and of the plane."""
 
     def build(self) -> Dataset:
-        """Train, val and test are independent draws; one class."""
+        """Train and val are independent draws without a condition."""
         basis = plane(self)
         splits = {}
-        for name in ("train", "val", "test"):
+        for name in ("train", "val"):
             draw = generator_for("spiral", name, self.seed)
             points = spiral(torch.rand(self.points, generator=draw))
             points = points + self.noise * torch.randn(points.shape, generator=draw)
             images = (points @ basis.T)[:, :, None, None]
-            splits[name] = Split(images, torch.zeros(self.points, dtype=torch.int64))
-        return Dataset("spiral", **splits, num_classes=1, class_names=("spiral",))
+            splits[name] = TensorSplit(images, Unconditional(self.points), f"spiral ({name})")
+        return Dataset("spiral", **splits)
 
 
 def spiral(position: Float[Tensor, " n"]) -> Float[Tensor, "n 2"]:
