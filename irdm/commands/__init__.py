@@ -1,1 +1,41 @@
-"""Commands of the command line that have more to say than `irdm.cli` has room for: one file each."""
+"""The commands, one file each: a configuration of what can be typed, and the function that does it.
+
+A command may have actions, as `irdm reference build` and `irdm reference show`; each action is a command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+
+from irdm.config import Config
+
+Device = Literal["auto", "cpu", "cuda"]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Count = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True)
+class Command:
+    """`run(options, command)` gets the options and the line that was typed, and returns the exit code."""
+
+    options: type[Config]
+    run: Callable[[Any, str], int]
+    more: Callable[[list[str], dict[str, list[str]]], str] = lambda words, options: ""
+    """More help than that of the options, from the words and options that stand beside --help."""
+
+
+def _encodable(path: Path) -> Path:
+    """Refuses a name that is not UTF-8, which the libraries that write below cannot open again."""
+    try:
+        path.as_posix().encode()
+    except UnicodeEncodeError:
+        raise ValueError("should be a name in UTF-8, since files are written there") from None
+    return path
+
+
+Out = Annotated[Path, AfterValidator(_encodable)]

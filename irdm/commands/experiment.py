@@ -2,48 +2,62 @@
 
 from __future__ import annotations
 
-import argparse
-import difflib
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
-from irdm.experiments import EXPERIMENTS, record, run_study
-from irdm.experiments.draw import require_matplotlib
+from pydantic import Field
+
+from irdm.commands import Command, Count, Out, Seed
+from irdm.config import Config
+from irdm.fields import UsageError, nearest
+from irdm.overrides import word
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run `irdm experiment`; returns 0. Raises ValueError for an unknown study and whatever the study raises."""
-    parser = argparse.ArgumentParser(
-        prog="irdm experiment",
-        description="Run a study of the paper at small scale, on this machine: every cell is an ordinary training run. "
-        "Writes OUT/result.json, OUT/figure.png and OUT/results.md; the same command again resumes.",
-    )
-    parser.add_argument("name", nargs="?", metavar="NAME", help="the study; --list names them")
-    parser.add_argument("--list", action="store_true", help="list the studies")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="S", help="default: 0 1 2")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: runs/experiments/NAME")
-    parser.add_argument(
-        "--scale", type=float, default=1.0, metavar="X", help="share of the full iterations or seconds (default: 1)"
-    )
-    parser.add_argument("--workers", type=int, metavar="N", help="runs at a time, one core each (default: the cores)")
-    parser.add_argument(
-        "--record", type=Path, metavar="DOCS", help="also put the result into DOCS/results/ and rewrite DOCS/results.md"
-    )
-    given = parser.parse_args(argv)
+class Experiment(Config):
+    """Runs a study of the paper at small scale, on this machine: every cell is an ordinary training run. Writes
+    OUT/result.json, OUT/figure.png and OUT/results.md; the same command again resumes.
+    """
+
+    name: str | None = word(None)
+    """The study; --list names them."""
+    list: bool = False
+    """List the studies."""
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
+    """Each cell is run once for each."""
+    out: Out | None = None
+    """Where to write; unset, runs/experiments/NAME."""
+    scale: float = Field(default=1.0, gt=0, le=1)
+    """Share of the full iterations or seconds."""
+    workers: Count | None = None
+    """Runs at a time, one core each; unset, as many as there are cores."""
+    record: Out | None = None
+    """Also put the result into DIR/results/ and rewrite DIR/results.md."""
+
+
+def run(given: Experiment, command: str) -> int:
+    """Run the study, then print what it claims and what was found."""
+    from irdm.experiments import EXPERIMENTS, record, run_study
+    from irdm.experiments.draw import require_matplotlib
+
     if given.list or given.name is None:
         print("\n".join(f"  {name:11} {study.title}" for name, study in EXPERIMENTS.items()))
         return 0
     if given.name not in EXPERIMENTS:
-        near = difflib.get_close_matches(given.name, EXPERIMENTS, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise ValueError(f"There is no study '{given.name}'{hint} `irdm experiment --list` names them.")
+        raise UsageError(f"there is no study '{given.name}'{nearest(given.name, EXPERIMENTS)}")
+    if len({*given.seeds}) < len(given.seeds):
+        raise UsageError(f"--seeds is {' '.join(map(str, given.seeds))}: give each seed once")
     require_matplotlib()  # before hours of work, not after them
     study = EXPERIMENTS[given.name]
     out = given.out or Path("runs") / "experiments" / given.name
-    command = shlex.join(["irdm", "experiment", given.name])
     result = run_study(
-        study, out, seeds=given.seeds, scale=given.scale, workers=given.workers, command=command, progress=_say
+        study,
+        out,
+        seeds=given.seeds,
+        scale=given.scale,
+        workers=given.workers,
+        command=shlex.join(["irdm", "experiment", given.name]),
+        progress=lambda text: print(text, flush=True),
     )
     print()
     for claim in result["claims"]:
@@ -55,5 +69,4 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _say(text: str) -> None:
-    print(text, flush=True)
+COMMAND = Command(Experiment, run)

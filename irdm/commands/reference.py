@@ -1,118 +1,127 @@
-"""`irdm reference`: build a reference, show one."""
+"""`irdm reference build | show`: the real side of training and of evaluation, made once, on disk."""
 
 from __future__ import annotations
 
-import argparse
 import os
-import shlex
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from irdm.data.limited import Limited
-from irdm.data.sources import open_source
-from irdm.distributed import Ranks
-from irdm.encoders import LocalBatteryConfig
-from irdm.references import ReferenceConfig, build_references, describe, local_battery, open_reference, panel_battery
-from irdm.references.panels import LOCAL_SIZE, PANEL_SIZE
-from irdm.run import cache_dir, resolve_device
+from pydantic import Field, field_validator
+
+from irdm.commands import Command, Count, Device, Out, Seed
+from irdm.commands.train import start
+from irdm.config import Config
+from irdm.fields import UsageError, nearest, validate
+from irdm.overrides import Options, others, override, word
+
+if TYPE_CHECKING:
+    from irdm.presets import RunConfig
 
 REFERENCES = Path("references")
+LOCAL, PANEL, PANEL_SIZE = "local", "panel", 256
+FEWEST = 50  # images of train and of val
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run `irdm reference`; returns 0. Raises ValueError and OSError with what a user can do."""
-    parser = argparse.ArgumentParser(
-        prog="irdm reference",
-        description="A reference is the real side of training and of evaluation: real images under a panel of "
-        "encoders, with every distance, floor and bank that follows from them. It is built once, in one "
-        "directory, and hashed.",
-    )
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    build = actions.add_parser(
-        "build",
-        help="build a reference; the same command again goes on where it was",
-        description="Build a reference from real images. A killed or interrupted build goes on when the same command "
-        "is given again. Under torchrun, several processes share the work.",
-    )
-    build.add_argument("name", metavar="NAME", help="what the reference is called in results")
-    source = "a folder of images (perhaps one folder a class), a .zip, .tar, .npz or .npy, or a folder of .tar"
-    build.add_argument("--train", type=Path, required=True, metavar="SOURCE", help=source)
-    build.add_argument("--val", type=Path, required=True, metavar="SOURCE", help="real images that are not in train")
-    build.add_argument(
-        "--panel",
-        default="local",
-        metavar="PANEL",
-        help="local: encoders fitted to the train images, no weights needed; panel: the fourteen pretrained ones; or "
-        "names of those, such as inception,dinov2 (default: local)",
-    )
-    build.add_argument("--weights", type=Path, metavar="DIR", help="weights of pretrained encoders (see irdm encoders)")
-    build.add_argument(
-        "--size",
-        type=int,
-        metavar="S",
-        help=f"side of the centre crop in pixels (default: {LOCAL_SIZE} for local, {PANEL_SIZE} for pretrained)",
-    )
-    build.add_argument("--out", type=Path, metavar="DIR", help="default: references/NAME")
-    build.add_argument("--seed", type=int, default=0, metavar="S", help="of every draw and fit (default: 0)")
-    build.add_argument(
-        "--rollout",
-        type=int,
-        default=5120,
-        metavar="N",
-        help="batch size of training that floors are for (default: 5120)",
-    )
-    build.add_argument("--limit", type=int, metavar="N", help="only N random images of train and of val, for a trial")
-    build.add_argument(
-        "--battery-steps",
-        type=int,
-        default=300,
-        metavar="N",
-        help="optimizer steps of each local encoder (default: 300)",
-    )
-    build.add_argument("--micro-batch", type=int, default=64, metavar="N", help="images embedded at once (default: 64)")
-    build.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    show = actions.add_parser("show", help="which images, which encoders, counts, seeds, floors, hashes")
-    show.add_argument("reference", type=Path, metavar="REF", help="a reference's directory, or its name in references/")
-    given = parser.parse_args(argv)
-    if given.action == "show":
-        print("\n".join(describe(open_reference(find_reference(given.reference)))))
-    else:
-        _build(given, shlex.join(["irdm", "reference", *argv]))
+class Build(Config):
+    """Builds a reference: real images under a battery of encoders, with the distances, floors and tables that follow
+    from them, in one directory, hashed. Training and evaluation compare with it. A build that was interrupted goes on
+    when the same command is given again; under torchrun several processes share the work.
+
+      irdm reference build flowers --train flowers/train --val flowers/val
+      irdm reference build digits --preset digits      (then: irdm train digits --reference references/digits)
+    """
+
+    name: str = word()
+    """What the reference is called in results."""
+    train: Path | None = None
+    """A folder of images (perhaps one folder a class), a .zip, .tar, .npz or .npy, or a folder of .tar."""
+    val: Path | None = None
+    """Real images of the same kind that are not in train."""
+    preset: str | None = None
+    """In place of train and val: the data, the encoders and the distance of a preset."""
+    panel: tuple[str, ...] = ()
+    """local: encoders fitted to the train images, no weights needed; panel: the fourteen pretrained ones; or names of
+    those, such as inception,dinov2; unset, local."""
+    size: Annotated[int | None, Field(ge=4)] = None
+    """Side of the centre crop in pixels; unset, that of the images when all have the same, and 256 for pretrained
+    encoders."""
+    limit: Annotated[int | None, Field(ge=FEWEST)] = None
+    """Only N random images of train and of val, for a trial."""
+    seed: Seed | None = None
+    """Seed of every draw and fit; unset, 0."""
+    rollout: Annotated[int | None, Field(ge=2)] = None
+    """Images a step of the training that floors are for; unset, 5120, or that of the preset."""
+    battery_steps: Count | None = None
+    """Optimizer steps of each local encoder; unset, 300, or those of the preset."""
+    only_judge: bool = False
+    """Skip the distances and floors of training: faster, and enough for irdm eval."""
+    weights: Path | None = None
+    """Folder of the weights of pretrained encoders (see irdm encoders)."""
+    micro_batch: Count = 64
+    """Images embedded at once."""
+    device: Device = "auto"
+    """Where to compute; auto takes CUDA when there is one."""
+    out: Out | None = None
+    """The directory; unset, references/NAME."""
+    fields: Options = others()
+    """Fields of `irdm train PRESET --help` under data, battery and distance."""
+
+    @field_validator("name")
+    @classmethod
+    def _plain(cls, name: str) -> str:
+        if not name.isprintable() or set(name) & {"/", "\\"} or name.startswith("."):
+            raise ValueError(
+                "should be a plain name such as flowers-64, which becomes a folder; --out puts it elsewhere"
+            )
+        return name
+
+
+class Show(Config):
+    """Says which images and encoders a reference holds, with counts, seeds, floors and hashes."""
+
+    reference: Path = word()
+    """The directory of a reference, or its name in references/."""
+
+
+def show(given: Show, command: str) -> int:
+    """Print the description."""
+    from irdm.reference import describe, open_reference
+
+    print("\n".join(describe(open_reference(find_reference(given.reference)))))
     return 0
 
 
-def find_reference(reference: Path) -> Path:
-    """The directory of a reference given by path or by name."""
-    named = REFERENCES / reference
-    return named if not reference.exists() and named.is_dir() else reference
+def build(given: Build, command: str) -> int:
+    """Open the images, fit or load the encoders, build the rest."""
+    from irdm.build import cache_dir, resolve_device
+    from irdm.distributed import Ranks
+    from irdm.reference import ReferenceConfig, build_reference
 
-
-def _build(given: argparse.Namespace, command: str) -> None:
+    config = configured(given)
     device = resolve_device(given.device)
     ranks = Ranks.start(device)
     say = (lambda text: print(text, flush=True)) if ranks.is_main else (lambda text: None)
-    train, val = open_source(given.train), open_source(given.val)
-    if given.limit is not None:
-        train, val = (Limited(source, given.limit, given.seed) for source in (train, val))
-    size = given.size or (LOCAL_SIZE if given.panel == "local" else PANEL_SIZE)
-    if given.panel == "local":
-        battery = LocalBatteryConfig(seed=given.seed, steps=given.battery_steps)
-        if not ranks.is_main:
-            ranks.barrier()  # the main rank fits the encoders, the others read its cache
-        panel = local_battery(train, size, battery, cache_dir(), say)
-        if ranks.is_main:
-            ranks.barrier()
-    else:
-        panel = panel_battery(given.panel, given.weights, say)
+    with ranks.together():
+        dataset = config.data.build()
+        for side, split in (("train", dataset.train), ("val", dataset.val)):
+            if len(split) < FEWEST:
+                raise ValueError(f"{split.name} has {len(split)} {side} images; a reference needs at least {FEWEST}.")
+    battery = ranks.main_first(lambda: config.battery.fit(dataset, cache_dir=cache_dir(), progress=say))
     out = given.out or REFERENCES / given.name
-    config = ReferenceConfig(size=size, seed=given.seed, rollout=given.rollout)
-    reference = build_references(
+    reference = build_reference(
         given.name,
-        train,
-        val,
-        panel,
+        dataset,
+        battery,
         out,
-        config,
+        ReferenceConfig(
+            seed=config.seed,
+            rollout=config.rollout,
+            distance=config.distance,
+            joint=config.joint,
+            only_judge=given.only_judge,
+        ),
+        battery_config=config.battery,
+        weights=getattr(config.battery, "weights", None),
         micro_batch=given.micro_batch,
         device=device,
         ranks=ranks,
@@ -121,3 +130,63 @@ def _build(given: argparse.Namespace, command: str) -> None:
     )
     say(f"\nreference {given.name} of {len(reference.names)} encoders: {out}{os.sep}")
     say(f"judge images against it: irdm eval SOURCE --reference {out}")
+    if given.preset and not given.only_judge:
+        say(f"train against it: irdm train {given.preset} --reference {out}, with the same fields")
+    return 0
+
+
+def configured(given: Build) -> RunConfig:
+    """The run whose real side the reference is. Raises UsageError for what does not fit together."""
+    folders = {"--train": given.train, "--val": given.val}
+    fields = dict(given.fields)
+    if odd := [name for name in fields if name.partition(".")[0] not in ("data", "battery", "distance", "joint")]:
+        raise UsageError(f"--{odd[0]} is no option of irdm reference build; --help lists them all")
+    if given.preset is None:
+        if absent := [name for name, path in folders.items() if path is None]:
+            raise UsageError(f"{' and '.join(absent)} missing: give --train and --val SOURCE, or --preset PRESET")
+        base, seeds = _of_folders(given), ("seed", "battery.seed")
+    else:
+        base, seeds = start(given.preset, None), ("seed",)
+        if both := [name for name, path in {**folders, "--panel": given.panel}.items() if path]:
+            raise UsageError(f"{both[0]} is for images of your own; a preset has its own data and encoders")
+    asked = {"data.size": given.size, "data.limit": given.limit, "rollout": given.rollout}
+    asked |= {"battery.steps": given.battery_steps, "battery.weights": given.weights}
+    asked |= {name: given.seed for name in seeds if name == "seed" or base.battery.kind == LOCAL}
+    fields |= {name: [str(value)] for name, value in asked.items() if value is not None}
+    return override(base, fields)
+
+
+def _of_folders(given: Build) -> RunConfig:
+    """The run of two sources of images."""
+    from irdm.data import ImagesConfig
+    from irdm.encoders import LocalBatteryConfig
+    from irdm.presets import RunConfig
+
+    local = [*given.panel] in ([], [LOCAL])
+    own = {} if local else {"size": PANEL_SIZE, "channels": 3}
+    data = validate(ImagesConfig, {"train": given.train, "val": given.val, **own}, "--data.")
+    battery = LocalBatteryConfig() if local else pretrained(given.panel)
+    return RunConfig(data=data, battery=battery, rollout=5120, joint=False)
+
+
+def pretrained(names: tuple[str, ...]):
+    """The panel, or the encoders of it that are named, each on its own side. Raises UsageError for an unknown name."""
+    from irdm.encoders.panel import PANEL as ROWS
+    from irdm.encoders.panel import PanelBatteryConfig
+
+    full = PanelBatteryConfig()
+    if names == (PANEL,):
+        return full
+    if unknown := [name for name in names if name not in ROWS]:
+        raise UsageError(f"--panel has no encoder '{unknown[0]}'{nearest(unknown[0], [LOCAL, PANEL, *ROWS])}")
+    sides = {"held_in": full.held_in, "held_out": full.held_out}
+    return PanelBatteryConfig(**{side: tuple(n for n in of if n in names) for side, of in sides.items()})
+
+
+def find_reference(reference: Path) -> Path:
+    """The directory of a reference given by path or by name."""
+    named = REFERENCES / reference
+    return named if not reference.exists() and named.is_dir() else reference
+
+
+COMMAND = {"build": Command(Build, build), "show": Command(Show, show)}

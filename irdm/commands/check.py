@@ -1,0 +1,44 @@
+"""`irdm check`: what a run needs, and whether it is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from irdm.commands import Command, Out
+from irdm.commands.train import configured
+from irdm.config import Config
+from irdm.overrides import Options, others, word
+
+
+class Check(Config):
+    """Lists what a run needs (packages, device, data, weights, reference, a place to write, disk, memory, time) and
+    whether it is there. Takes the fields of `irdm train`. Exits with 1 when anything is missing.
+    """
+
+    preset: str | None = word(None)
+    """What to start from; `irdm --help` lists the presets."""
+    config: Path | None = None
+    """A JSON configuration in place of a preset."""
+    out: Out | None = None
+    """The run directory; unset, runs/PRESET."""
+    limit: int | None = None
+    """As `irdm train --limit`."""
+    fields: Options = others()
+    """Any field of the run."""
+
+
+def run(given: Check, command: str) -> int:
+    """Print a line for each need; 1 when any is missing."""
+    config = configured(given.preset, given.config, given.fields, given.limit)
+    from irdm.check import check
+
+    missing = []
+    for name, there, text in check(config, given.out or Path("runs") / config.preset):
+        print(f"{'ok' if there else 'MISSING':8} {name:9} {text}", flush=True)
+        missing += [] if there else [name]
+    if missing:
+        raise ValueError(f"missing for {config.preset}: {', '.join(missing)}")
+    return 0
+
+
+COMMAND = Command(Check, run)

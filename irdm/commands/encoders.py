@@ -1,0 +1,71 @@
+"""`irdm encoders list | check | fetch`: the weights of the panel, and of PickScore."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from irdm.commands import Command
+from irdm.config import Config
+from irdm.overrides import word
+
+PICKSCORE = "pickscore"
+
+
+class List(Config):
+    """What pretrained encoders there are, how large, under which licence, and whether their files are here. All of this
+    needs pip install 'irdm[panel]'.
+    """
+
+    names: tuple[str, ...] = word(())
+    """Encoders, such as mae dinov2; unset, all."""
+    weights: Path | None = None
+    """Folder DIR/<encoder>/<file>; unset, $IRDM_WEIGHTS, else a folder in irdm's cache."""
+
+
+class Check(List):
+    """Compares every weight file with its sha256, reading each byte. Exits with 1 when one is missing or altered."""
+
+
+class Fetch(List):
+    """Downloads what is missing or altered and records its sha256, also of files that were copied here by hand. Knows
+    pickscore too.
+    """
+
+
+def show(given: List, command: str) -> int:
+    """Print the table."""
+    from irdm.encoders.tool import list_encoders
+
+    print("\n".join(list_encoders(given.names, given.weights)))
+    return 0
+
+
+def check(given: Check, command: str) -> int:
+    """Print a line for each encoder."""
+    from irdm.encoders.tool import check_encoders
+
+    missing = []
+    for name, there, text in check_encoders(given.names, given.weights):
+        print(f"{'ok' if there else 'MISSING':8} {name:15} {text}", flush=True)
+        missing += [] if there else [name]
+    if missing:
+        raise ValueError(f"{len(missing)} without usable weights: {', '.join(missing)}")
+    return 0
+
+
+def fetch(given: Fetch, command: str) -> int:
+    """Bring the files here."""
+    from irdm.encoders.tool import fetch_encoders
+
+    names = [name for name in given.names if name != PICKSCORE]
+    if PICKSCORE in given.names:
+        from irdm.metrics.pickscore import PickScore
+
+        PickScore.load(fetch=True)
+        print(f"{PICKSCORE}: in the hub's cache, at its pinned revision")
+    if names or not given.names:
+        fetch_encoders(names, given.weights, say=print)
+    return 0
+
+
+COMMAND = {"list": Command(List, show), "check": Command(Check, check), "fetch": Command(Fetch, fetch)}

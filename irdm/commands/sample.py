@@ -1,0 +1,43 @@
+"""`irdm sample`: images from a trained run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from irdm.commands import Command, Count, Device, Out, Seed
+from irdm.config import Config
+from irdm.overrides import verbatim, word
+
+
+class Sample(Config):
+    """Draws images from a trained run, each in one evaluation of the network. Image i depends on the seed, i and its
+    class alone: a longer draw begins with the shorter one.
+    """
+
+    run: Path = word()
+    """A run directory, such as runs/digits."""
+    classes: tuple[str, ...] = verbatim(())
+    """Classes to draw, taking turns; unset, all of them."""
+    count: Count | None = None
+    """Images in all; unset, ten of each class."""
+    seed: Seed = 0
+    """Seed of the noise."""
+    format: Literal["grid", "files", "npz"] = "grid"
+    """grid: one PNG; files: PNGs in a folder a class; npz: arrays `images` (uint8 [n, c, h, w]) and `labels`."""
+    device: Device = "auto"
+    """Where to compute; auto takes CUDA when there is one."""
+    out: Out | None = None
+    """Where to write; unset, RUN/samples/seed-S..."""
+
+
+def run(given: Sample, command: str) -> int:
+    """Draw, write, say where."""
+    from irdm.sample import sample_run
+
+    path = sample_run(given.run, given.classes or None, given.count, given.seed, given.format, given.out, given.device)
+    print(f"wrote {path}")
+    return 0
+
+
+COMMAND = Command(Sample, run)

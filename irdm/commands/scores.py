@@ -1,0 +1,48 @@
+"""The tables that commands print: of the scores of one evaluation, and of the differences of two."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from irdm.evaluation import Result
+    from irdm.metrics.score import Estimate
+
+COLUMNS = ("all", "held in", "held out", "95% interval", "real")
+
+
+def score_table(result: Result) -> str:
+    """A row a score, whatever scores there are; by encoder where they have no common scale; then the warnings."""
+    rows = [("", *COLUMNS)]
+    for score in result.scores.values():
+        if whole := score.mean or score.held_out or score.held_in:
+            groups = (score.mean, score.held_in, score.held_out)
+            rows.append((score.label, *map(_value, groups), _interval(whole), _number(whole.control)))
+        else:
+            rows += [(score.label, *("" for _ in COLUMNS))] if score.encoders else []
+            rows += [
+                (f"  {name}", _value(found), "", "", _interval(found), _number(found.control))
+                for name, found in score.encoders.items()
+            ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for label, *cells in rows:
+        padded = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        lines.append("  ".join([label.ljust(widths[0]), *padded]).rstrip())
+    return "\n".join(lines + [f"\nnote: {warning}" for warning in result.warnings])
+
+
+def _value(estimate: Estimate | None) -> str:
+    return _number(estimate.value if estimate else None)
+
+
+def _interval(estimate: Estimate) -> str:
+    return " to ".join(map(_number, estimate.ci95)) if estimate.ci95 else ""
+
+
+def _number(value: float | None) -> str:
+    """Two decimals or three digits, without an exponent; never -0.00."""
+    if value is None:
+        return "-"
+    text = f"{value:.0f}" if abs(value) >= 1000 else f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.4f}"
+    return text.lstrip("-") if not float(text) else text
