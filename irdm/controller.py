@@ -38,11 +38,15 @@ class Controller:
     update and 0 when no encoder violates.
     """
 
-    def __init__(self, config: ControllerConfig, floors: Mapping[str, float]):
-        if bad := {name: floor for name, floor in floors.items() if not math.isfinite(floor)}:
-            raise ValueError(f"Floors must be finite numbers, found {bad}: the real features are broken.")
+    def __init__(self, config: ControllerConfig, floors: Mapping[str, float | None]):
+        gated = config.kind == "lagrangian"
+        if bad := {e: floor for e, floor in floors.items() if (gated if floor is None else not math.isfinite(floor))}:
+            raise ValueError(
+                f"Floors must be finite numbers, found {bad}. None: not known, which only kind uniform does "
+                "without. Anything else: the real features are broken."
+            )
         self.config = config
-        self.floors = dict(floors)
+        self.floors = {name: floor or 0.0 for name, floor in floors.items()}
         self.scores: dict[str, float] = {}
         self.weights = dict.fromkeys(floors, 1.0)
 

@@ -1,4 +1,7 @@
-"""What training minimises: one file per distance, one line per kind in the table."""
+"""What training minimises: one file per distance, one configuration of each in `AnyDistance`.
+
+NystromMMD(landmarks=256).fit(real)(fake)
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,6 @@ from irdm.distances.nystrom import NystromMMD, NystromMMDConfig
 from irdm.distances.rff import RFFMMD, RFFMMDConfig
 from irdm.distances.sliced import SlicedWasserstein, SlicedWassersteinConfig
 
-DISTANCES: dict[str, type[Distance]] = {
-    "nystrom-mmd": NystromMMD,
-    "exact-mmd": ExactMMD,
-    "rff-mmd": RFFMMD,
-    "frechet": Frechet,
-    "sliced-wasserstein": SlicedWasserstein,
-    "drifting": Drifting,
-}
-
 AnyDistance = Annotated[
     NystromMMDConfig | ExactMMDConfig | RFFMMDConfig | FrechetConfig | SlicedWassersteinConfig | DriftingConfig,
     Field(discriminator="kind"),
@@ -30,7 +24,6 @@ AnyDistance = Annotated[
 """The configuration of any distance, told apart by its `kind`."""
 
 __all__ = [
-    "DISTANCES",
     "RFFMMD",
     "AnyDistance",
     "Distance",

@@ -11,20 +11,22 @@ from typing import Annotated, Literal
 import torch
 from annotated_types import MinLen
 from jaxtyping import Float
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor
 
-from irdm.distances.pool import PoolConfig, PoolDistance
+from irdm.distances.base import Distance, DistanceConfig, Factor
+from irdm.distances.pool import PoolConfig
+from irdm.ops.rows import Rows
 
 _SELF = 100.0  # added to a row's scaled distance to itself: it neither attracts nor repels itself
 
 
-class DriftingConfig(PoolConfig):
+class DriftingConfig(DistanceConfig, PoolConfig):
     """Drifting loss against a fresh real batch; use it without self-normalisation."""
 
     kind: Literal["drifting"] = "drifting"
 
-    radii: Annotated[tuple[PositiveFloat, ...], MinLen(1)] = (0.2, 0.05, 0.02)
+    radii: Annotated[tuple[Factor, ...], MinLen(1)] = (0.2, 0.05, 0.02)
     """Temperatures of the affinity, in units of the mean distance."""
 
     group_size: PositiveInt | None = None
@@ -35,14 +37,22 @@ class DriftingConfig(PoolConfig):
         return Drifting(self)
 
 
-class Drifting(PoolDistance[DriftingConfig]):
+class Drifting(Distance[DriftingConfig]):
     """L = mean |x / s - stop_grad(x / s + drift)|^2, with one drift per radius, each of unit root mean square.
 
     Its value is the squared size of the drifts, not a distance that falls to zero; only its gradient has a meaning.
     Source: Deng et al., arXiv 2602.04770.
     """
 
-    def _compare(self, fake: Float[Tensor, "n w"], step: int) -> Float[Tensor, ""]:
+    Config = DriftingConfig
+    owned = ("pool",)
+
+    pool: Tensor
+
+    def _fit(self, real: Rows, seed: int) -> None:
+        self.pool = self.config.keep(real, seed)
+
+    def _compare(self, fake: Float[Tensor, "n w"], step: int | None) -> Float[Tensor, ""]:
         size = self.config.group_size or len(fake)
         if len(fake) % size:
             raise ValueError(
@@ -50,7 +60,7 @@ class Drifting(PoolDistance[DriftingConfig]):
                 "group_size."
             )
         groups = fake.unflatten(0, (-1, size))
-        real = torch.stack([self._draw(size, step, group) for group in range(len(groups))])
+        real = torch.stack([self.config.draw(self.pool, size, self.seed, step, group) for group in range(len(groups))])
         return drifting_loss(groups, real.to(fake), self.config.radii)
 
 

@@ -7,12 +7,12 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from irdm.distances.kernel import MMD, MMDConfig
-from irdm.distances.pool import PoolConfig, PoolDistance
+from irdm.distances.kernel import PairwiseConfig, PairwiseMMD
+from irdm.distances.pool import PoolConfig
 from irdm.ops.rows import Rows
 
 
-class ExactMMDConfig(MMDConfig, PoolConfig):
+class ExactMMDConfig(PairwiseConfig, PoolConfig):
     """Squared MMD with a fresh real batch at each step."""
 
     kind: Literal["exact-mmd"] = "exact-mmd"
@@ -22,15 +22,18 @@ class ExactMMDConfig(MMDConfig, PoolConfig):
         return ExactMMD(self)
 
 
-class ExactMMD(MMD[ExactMMDConfig], PoolDistance[ExactMMDConfig]):
+class ExactMMD(PairwiseMMD[ExactMMDConfig]):
     """L = mean k(g, g') - 2 mean k(g, r) + k_rr, r a fresh real batch, averaged over bandwidths."""
 
+    Config = ExactMMDConfig
     owned = ("pool", "constant")
 
+    pool: Tensor
+
     def _fit(self, real: Rows, seed: int) -> None:
-        super()._fit(real, seed)
+        self.pool = self.config.keep(real, seed)
         self.constant = self._mean_kernel(real, seed)
 
-    def _compare(self, fake: Float[Tensor, "n w"], step: int) -> Float[Tensor, ""]:
-        real = self._draw(len(fake), step)
+    def _compare(self, fake: Float[Tensor, "n w"], step: int | None) -> Float[Tensor, ""]:
+        real = self.config.draw(self.pool, len(fake), self.seed, step)
         return self._squared_mmd(fake, real, real.new_full((len(self.kernel.gammas), len(real)), 1 / len(real)))

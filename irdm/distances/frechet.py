@@ -33,6 +33,7 @@ class Frechet(Distance[FrechetConfig]):
     the distance of the batch's own singular Gaussian, biased upwards as every small-sample Frechet distance is.
     """
 
+    Config = FrechetConfig
     owned = ("mean", "covariance", "root")
 
     mean: Tensor
@@ -43,7 +44,7 @@ class Frechet(Distance[FrechetConfig]):
         self.mean, self.covariance = streaming_moments(row_blocks(real))
         self.root = symmetric_root(self.covariance)
 
-    def _compare(self, fake: Float[Tensor, "n w"], step: int) -> Float[Tensor, ""]:
+    def _compare(self, fake: Float[Tensor, "n w"], step: int | None) -> Float[Tensor, ""]:
         mean, covariance = moments(fake)
         reference = (buffer.to(mean) for buffer in (self.mean, self.covariance, self.root))
         return frechet_distance(mean, covariance, *reference, jitter=self.config.jitter).to(fake.dtype)

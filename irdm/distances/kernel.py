@@ -1,15 +1,14 @@
-"""What the distances with a kernel have in common: its shape, its bandwidths, and the squared MMD through it."""
+"""What the MMDs have in common: the kernel, its bandwidths, and the squared MMD through it."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-import torch
 from annotated_types import MinLen
-from pydantic import PositiveFloat, PositiveInt, field_validator
+from pydantic import PositiveInt, field_validator
 from torch import Tensor
 
-from irdm.distances.base import Distance, DistanceConfig
+from irdm.distances.base import Distance, DistanceConfig, Factor
 from irdm.ops.kernels import mean_kernel, squared_mmd
 from irdm.ops.radial import KERNELS, Energy, RadialKernel
 from irdm.ops.rows import Rows, sample_rows
@@ -22,10 +21,10 @@ class KernelConfig(DistanceConfig):
     kernel: Literal["gaussian", "laplace", "imq", "energy"] = "gaussian"
     """exp(-r^2 / (2 sigma^2)), exp(-r / sigma), (1 + r^2 / (2 sigma^2))^(-1/2), or -r, which has no bandwidth."""
 
-    scale: PositiveFloat = 1.0
+    scale: Factor = 1.0
     """Factor on the median distance that gives the bandwidth sigma; below 1 is a cold, sharper kernel."""
 
-    bandwidths: Annotated[tuple[PositiveFloat, ...], MinLen(1)] = (1.0,)
+    bandwidths: Annotated[tuple[Factor, ...], MinLen(1)] = (1.0,)
     """Multiples of sigma; the kernels are averaged. For the Gaussian, ratios of 2 cost one exponential for all."""
 
     @field_validator("bandwidths")
@@ -42,7 +41,7 @@ class KernelConfig(DistanceConfig):
         return KERNELS[self.kernel]([1 / (2 * (multiple * sigma) ** 2) for multiple in self.bandwidths])
 
 
-class MMDConfig(KernelConfig):
+class PairwiseConfig(KernelConfig):
     """What the MMDs with an exact repulsion have in common."""
 
     repulsion: Literal["biased", "unbiased"] = "biased"
@@ -53,25 +52,36 @@ class MMDConfig(KernelConfig):
 
 
 K = TypeVar("K", bound=KernelConfig)
-M = TypeVar("M", bound=MMDConfig)
+P = TypeVar("P", bound=PairwiseConfig)
 
 
-class KernelDistance(Distance[K]):
-    """A distance whose bandwidth sigma, `scale` times the median distance, is that of a kernel."""
+class MMD(Distance[K]):
+    """L = |mean of k(g, .) - mean of k(r, .)|^2, whose bandwidth sigma is `scale` times the median distance."""
 
     @property
     def kernel(self) -> RadialKernel:
         """The kernel at the bandwidths of the reference."""
         return self.config.at(float(self.sigma))
 
+    @property
+    def _scale(self) -> float:
+        return self.config.scale
+
+    @property
     def _needs_bandwidth(self) -> bool:
         return self.config.kernel != "energy"
 
-    def _bandwidth(self, rows: Tensor) -> float:
-        return self.config.scale * super()._bandwidth(rows)
+    @property
+    def _unbiased(self) -> bool:
+        """Whether a generated row does not repel itself."""
+        return False
+
+    def _own_kernel(self, rows: Tensor) -> tuple[float, float]:
+        """Mean k(x, x), and the mean kernel of two different ones, of joint rows as L sees them."""
+        return self.kernel.diagonal, mean_kernel(rows, self.kernel, unbiased=True).item()
 
 
-class MMD(KernelDistance[M]):
+class PairwiseMMD(MMD[P]):
     """L = mean k(g, g') - 2 mean_i k(g_i, Z) alpha + k_rr, averaged over bandwidths, whatever Z and alpha are.
 
     Unbiased repulsion makes L an unbiased estimate, so that it dips below 0 near its minimum; with the biased one L
@@ -80,17 +90,15 @@ class MMD(KernelDistance[M]):
 
     constant: Tensor
 
+    @property
+    def _unbiased(self) -> bool:
+        return self.config.repulsion == "unbiased"
+
     def _mean_kernel(self, real: Rows, seed: int) -> Tensor:
         """k_rr, from at most `constant_rows` random rows."""
         sample = sample_rows(real, self.config.constant_rows, generator_for(seed, "constant"))
         return mean_kernel(sample, self.kernel)
 
     def _squared_mmd(self, fake: Tensor, points: Tensor, alpha: Tensor) -> Tensor:
-        return squared_mmd(
-            fake,
-            points.to(fake),
-            alpha.to(fake),
-            self.kernel,
-            self.constant.to(torch.float64),
-            unbiased=self.config.repulsion == "unbiased",
-        )
+        points, alpha, constant = points.to(fake), alpha.to(fake), self.constant.double()
+        return squared_mmd(fake, points, alpha, self.kernel, constant, unbiased=self._unbiased)

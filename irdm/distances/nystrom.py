@@ -8,14 +8,14 @@ from jaxtyping import Float
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from irdm.distances.kernel import MMD, MMDConfig
-from irdm.ops.kernels import kernel_means, nystrom_coefficients
+from irdm.distances.kernel import PairwiseConfig, PairwiseMMD
+from irdm.ops.embedding import kernel_means, nystrom_coefficients
 from irdm.ops.kmeans import kmeans
 from irdm.ops.rows import Rows, row_blocks, sample_rows
 from irdm.ops.sampling import generator_for
 
 
-class NystromMMDConfig(MMDConfig):
+class NystromMMDConfig(PairwiseConfig):
     """Squared MMD with the Nystrom mean embedding of all the real data."""
 
     kind: Literal["nystrom-mmd"] = "nystrom-mmd"
@@ -34,13 +34,14 @@ class NystromMMDConfig(MMDConfig):
         return NystromMMD(self)
 
 
-class NystromMMD(MMD[NystromMMDConfig]):
+class NystromMMD(PairwiseMMD[NystromMMDConfig]):
     """L = mean k(g, g') - 2 mean_i k(g_i, Z) alpha + k_rr, alpha = (K_ZZ + 1e-6 I)^-1 mu, averaged over bandwidths.
 
     For the energy kernel the coefficients sum to 1 and leave an offset, which is constant and goes to k_rr.
     Source: arXiv 2607.02375. The value and the gradient come from one blocked pass (`irdm.ops.kernels.squared_mmd`).
     """
 
+    Config = NystromMMDConfig
     owned = ("landmarks", "alpha", "constant")
 
     landmarks: Tensor
@@ -60,5 +61,5 @@ class NystromMMD(MMD[NystromMMDConfig]):
         self.alpha = alpha.to(self.landmarks)
         self.constant -= 2 * offset.mean()
 
-    def _compare(self, fake: Float[Tensor, "n w"], step: int) -> Float[Tensor, ""]:
+    def _compare(self, fake: Float[Tensor, "n w"], step: int | None) -> Float[Tensor, ""]:
         return self._squared_mmd(fake, self.landmarks, self.alpha)

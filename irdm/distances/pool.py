@@ -1,19 +1,17 @@
-"""Distances that meet a fresh batch of real rows at each step, drawn from a pool they own."""
+"""A pool of real rows from which a distance draws a fresh batch at each step."""
 
 from __future__ import annotations
-
-from typing import TypeVar
 
 from pydantic import PositiveInt
 from torch import Tensor
 
-from irdm.distances.base import Distance, DistanceConfig
+from irdm.config import Config
 from irdm.ops.rows import Rows, sample_rows
 from irdm.ops.sampling import generator_for, sample_indices
 
 
-class PoolConfig(DistanceConfig):
-    """What the distances with a pool have in common."""
+class PoolConfig(Config):
+    """How many real rows are kept, and how many drawn. The draws are seeded by (seed, step), on the CPU."""
 
     pool_rows: PositiveInt = 50_000
     """Random real rows kept to draw from."""
@@ -21,22 +19,13 @@ class PoolConfig(DistanceConfig):
     batch: PositiveInt | None = None
     """Real rows drawn at each step; None draws as many as are generated. Never more than the pool holds."""
 
+    def keep(self, real: Rows, seed: int) -> Tensor:
+        """The pool [p, w]."""
+        return sample_rows(real, self.pool_rows, generator_for(seed, "pool"))
 
-P = TypeVar("P", bound=PoolConfig)
-
-
-class PoolDistance(Distance[P]):
-    """A distance that owns a pool [p, d + c] and draws from it with a CPU generator seeded by (seed, step)."""
-
-    owned = ("pool",)
-
-    pool: Tensor
-
-    def _fit(self, real: Rows, seed: int) -> None:
-        self.pool = sample_rows(real, self.config.pool_rows, generator_for(seed, "pool"))
-
-    def _draw(self, generated: int, *keys: int) -> Tensor:
-        """Distinct rows of the pool for the keys (step, ...): the same on every rank and in every run."""
-        generator = generator_for(int(self.seed), "batch", *keys)
-        indices = sample_indices(len(self.pool), self.config.batch or generated, generator)
-        return self.pool[indices.to(self.pool.device)]
+    def draw(self, pool: Tensor, generated: int, seed: Tensor, step: int | None, *keys: int) -> Tensor:
+        """Distinct rows of the pool for a step, the same on every rank and in every run; all of them for step None."""
+        if step is None:
+            return pool
+        indices = sample_indices(len(pool), self.batch or generated, generator_for(int(seed), "batch", step, *keys))
+        return pool[indices.to(pool.device)]

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from pydantic import PositiveInt, field_validator
 from torch import Tensor
 
-from irdm.distances.kernel import KernelConfig, KernelDistance
-from irdm.ops.kernels import fourier_features
+from irdm.distances.kernel import MMD, KernelConfig
+from irdm.ops.embedding import fourier_features
 from irdm.ops.rows import Rows, row_blocks
 from irdm.ops.sampling import generator_for
 
@@ -39,7 +39,7 @@ class RFFMMDConfig(KernelConfig):
         return RFFMMD(self)
 
 
-class RFFMMD(KernelDistance[RFFMMDConfig]):
+class RFFMMD(MMD[RFFMMDConfig]):
     """L = |mean phi(g) - mean phi(r)|^2, phi(x) = sqrt(2/D) cos(xW + p), averaged over bandwidths.
 
     W is drawn from the kernel's spectral density (Gaussian or inverse multiquadric).
@@ -47,6 +47,7 @@ class RFFMMD(KernelDistance[RFFMMDConfig]):
     Source: Rahimi and Recht, "Random features for large-scale kernel machines", 2007.
     """
 
+    Config = RFFMMDConfig
     owned = ("frequencies", "phases", "means")
 
     frequencies: Tensor
@@ -64,6 +65,13 @@ class RFFMMD(KernelDistance[RFFMMDConfig]):
             total += fourier_features(block, self.frequencies, self.phases, count).double().sum(dim=0)
         self.means = (total / len(real)).to(self.center)
 
-    def _compare(self, fake: Float[Tensor, "n w"], step: int) -> Float[Tensor, ""]:
-        features = fourier_features(fake, self.frequencies.to(fake), self.phases.to(fake), self.config.features)
-        return (features.mean(dim=0) - self.means.to(fake)).square().sum() / len(self.config.bandwidths)
+    def _compare(self, fake: Float[Tensor, "n w"], step: int | None) -> Float[Tensor, ""]:
+        return (self._features(fake).mean(dim=0) - self.means.to(fake)).square().sum() / len(self.config.bandwidths)
+
+    def _own_kernel(self, rows: Tensor) -> tuple[float, float]:
+        features, n = self._features(rows).double() / math.sqrt(len(self.config.bandwidths)), len(rows)
+        own = features.square().sum()
+        return (own / n).item(), ((features.sum(dim=0).square().sum() - own) / max(n * (n - 1), 1)).item()
+
+    def _features(self, rows: Tensor) -> Tensor:
+        return fourier_features(rows, self.frequencies.to(rows), self.phases.to(rows), self.config.features)

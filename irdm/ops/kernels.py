@@ -1,14 +1,12 @@
-"""Bandwidth, mean embeddings, and the squared MMD of a radial kernel with its closed-form gradient in one blocked pass.
+"""The squared MMD of a radial kernel, its value and closed-form gradient in one blocked pass.
 
-Dimension letters: n generated rows; m landmarks; r real rows; d features; b bandwidths.
-
-A kernel is an object of `irdm.ops.radial`; at several bandwidths it is their mean, k = (1/b) sum_b k_b.
+Dimension letters: n generated rows; m landmarks; d features; b bandwidths. A kernel is an object of `irdm.ops.radial`;
+at several bandwidths it is their mean, k = (1/b) sum_b k_b.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import torch
 from jaxtyping import Float
@@ -52,58 +50,14 @@ def median_distance(x: Float[Tensor, "n d"], block: int = 1024) -> float:
     return math.sqrt(pairs.median().item())
 
 
-def kernel_means(points: Float[Tensor, "m d"], blocks: Iterable[Tensor], kernel: RadialKernel) -> Float[Tensor, "b m"]:
-    """mu_bk = mean over all rows r of k_b(points_k, r), in float64, the rows streamed as blocks [<=s, d]."""
-    points = points.double()
-    total = points.new_zeros(len(kernel.gammas), len(points))
-    count = 0
-    for rows in blocks:
-        for b, values in kernel.matrices(squared_distances(points, rows.double())):
-            total[b] += values.sum(dim=1)
-        count += len(rows)
-    return total / count
+def mean_kernel(
+    x: Float[Tensor, "n d"], kernel: RadialKernel, *, unbiased: bool = False, block: int | None = None
+) -> Float[Tensor, ""]:
+    """(1/n^2) sum_ij k(x_i, x_j) with a float64 sum; unbiased leaves the n pairs i = j out, over n (n - 1).
 
-
-def nystrom_coefficients(
-    landmarks: Float[Tensor, "m d"], means: Float[Tensor, "b m"], kernel: RadialKernel, ridge: float = 1e-6
-) -> tuple[Float[Tensor, "b m"], Float[Tensor, " b"]]:
-    """alpha [b, m] and offset [b] with k_b(., Z) alpha_b + offset_b = mu_b at the landmarks, in float64.
-
-    For a positive definite kernel alpha_b = (K_ZZ + ridge I)^-1 mu_b by Cholesky, and the offset is 0. Otherwise the
-    coefficients must sum to 1, as the weights of the real rows do, and the offset is the multiplier of that constraint:
-    [K_ZZ + ridge I, 1; 1', 0] (alpha, offset) = (mu, 1), the ridge in units of the mean |k|. The ridge keeps the system
-    regular when landmarks coincide: they then share their coefficient.
+    Raises ValueError for a single row when unbiased.
     """
-    landmarks, means = landmarks.double(), means.double()
-    alpha, offset = torch.zeros_like(means), means.new_zeros(len(means))
-    count = len(landmarks)
-    for b, gram in kernel.matrices(squared_distances(landmarks, landmarks).fill_diagonal_(0)):
-        if kernel.definite:
-            gram.diagonal().add_(ridge)
-            alpha[b] = torch.cholesky_solve(means[b, :, None], torch.linalg.cholesky(gram))[:, 0]
-        else:
-            bordered = gram.new_ones(count + 1, count + 1)
-            bordered[:count, :count] = gram
-            bordered.diagonal().add_(ridge * (gram.abs().mean().item() or 1.0))
-            bordered[count, count] = 0
-            solution = torch.linalg.solve(bordered, torch.cat([means[b], means.new_ones(1)]))
-            alpha[b], offset[b] = solution[:count], solution[count]
-    return alpha, offset
-
-
-def fourier_features(
-    x: Float[Tensor, "n d"], frequencies: Float[Tensor, "d f"], phases: Float[Tensor, " f"], count: int
-) -> Float[Tensor, "n f"]:
-    """phi(x) = sqrt(2 / count) cos(x W + p): phi(x).phi(y) estimates k(x, y) for each run of `count` columns.
-
-    W from the kernel's `frequencies`, p ~ U[0, 2 pi).
-    """
-    return torch.addmm(phases, x, frequencies).cos() * math.sqrt(2 / count)
-
-
-def mean_kernel(x: Float[Tensor, "n d"], kernel: RadialKernel, block: int | None = None) -> Float[Tensor, ""]:
-    """(1/n^2) sum_ij k(x_i, x_j), diagonal in, float64 sum; blockwise, each pair of blocks once."""
-    return _Blocks(x, kernel, block).repulsion(None)
+    return _Blocks(x, kernel, block).repulsion(None, unbiased)
 
 
 def squared_mmd(
@@ -118,10 +72,12 @@ def squared_mmd(
 ) -> Float[Tensor, ""]:
     """Squared MMD against a weighted mean embedding, differentiable (once) in `fake` alone.
 
-        L = (1/n^2) sum_ij k(g_i, g_j) - (2/n) sum_ik k(g_i, Z_k) alpha_k + constant
+        L       = (1/n^2) sum_ij k(g_i, g_j) - (2/n) sum_ik k(g_i, Z_k) alpha_k + constant
+        dL/dg_i = -(4/n^2) (s_i g_i - sum_j P_ij g_j) + (4/n) (w_i g_i - sum_k A_ik Z_k)
 
-    With several bandwidths L is the mean of the L_b. The first term is exact. The gradient is closed-form and computed
-    with the value, so nothing but itself [n, d] is kept for the backward pass.
+    with P = -dk/d|x - y|^2 of the pairs (gamma K for a Gaussian), s its row sums, A_ik = the same of (g_i, Z_k) times
+    alpha_k, and w its row sums; with several bandwidths, the mean over them. The gradient is computed with the value,
+    so nothing but itself [n, d] is kept for the backward pass: 3 n^2 d + 4 n m d floating-point operations in all.
 
     Args:
         fake: generated rows [n, d].
@@ -129,66 +85,34 @@ def squared_mmd(
         alpha: their coefficients, a row for each bandwidth [b, m].
         kernel: k, at b bandwidths.
         constant: the mean kernel of the real rows with themselves, averaged over the bandwidths.
-        unbiased: leave the n pairs i = j out of the first term, and divide it by n (n - 1).
+        unbiased: leave the n pairs i = j out of the first term, and divide it by n (n - 1). Needs two rows: ValueError.
         block: rows of a block; None takes the size measured best for the device.
-
-    Raises:
-        ValueError: for a single generated row when unbiased.
 
     Source: arXiv 2607.02375, the Nystrom estimator; equations in docs/method.md.
     """
-    if torch.is_grad_enabled() and fake.requires_grad:
-        value: Tensor = _SquaredMMD.apply(fake, landmarks, alpha, kernel, constant, unbiased, block)
-        return value
-    return squared_mmd_and_gradient(
-        fake, landmarks, alpha, kernel, constant, unbiased=unbiased, block=block, gradient=False
-    )[0]
+    differentiable = torch.is_grad_enabled() and fake.requires_grad
+    with torch.no_grad():
+        blocks = _Blocks(fake, kernel, block)
+        ascent = torch.zeros_like(blocks.x) if differentiable else None
+        value = blocks.repulsion(ascent, unbiased) - 2 * blocks.attraction(landmarks, alpha, ascent) + constant
+        if ascent is not None:
+            ascent.addcmul_(blocks.row_weights[:, None], blocks.x)
+    value = value.to(fake.dtype)
+    return value if ascent is None else _KnownGradient.apply(fake, value, ascent)  # pyright: ignore[reportReturnType]
 
 
-@torch.no_grad()
-def squared_mmd_and_gradient(
-    fake: Float[Tensor, "n d"],
-    landmarks: Float[Tensor, "m d"],
-    alpha: Float[Tensor, "b m"],
-    kernel: RadialKernel,
-    constant: float | Tensor = 0.0,
-    *,
-    unbiased: bool = False,
-    block: int | None = None,
-    gradient: bool = True,
-) -> tuple[Float[Tensor, ""], Float[Tensor, "n d"] | None]:
-    """The value of `squared_mmd` and, when asked for, its gradient with respect to `fake`.
-
-        dL/dg_i = -(4/n^2) (s_i g_i - sum_j P_ij g_j) + (4/n) (w_i g_i - sum_k A_ik Z_k)
-
-    with P = -(1/b) sum_b dk_b/d|x - y|^2 of the pairs (gamma K for one Gaussian), s its row sums, A_ik = the same of
-    (g_i, Z_k), each bandwidth times its alpha_bk, and w its row sums; n^2 is n (n - 1) when unbiased. 3 n^2 d + 4 n m d
-    floating-point operations, whatever the number of bandwidths.
-    """
-    blocks = _Blocks(fake, kernel, block)
-    ascent = torch.zeros_like(blocks.x) if gradient else None
-    value = blocks.repulsion(ascent, unbiased) - 2 * blocks.attraction(landmarks, alpha, ascent) + constant
-    if ascent is not None:
-        ascent.addcmul_(blocks.row_weights[:, None], blocks.x)
-    return value.to(fake.dtype), ascent
-
-
-class _SquaredMMD(torch.autograd.Function):
-    """The pass above as one node of the graph."""
+class _KnownGradient(torch.autograd.Function):
+    """A value whose gradient was computed with it, as one node of the graph."""
 
     @staticmethod
-    def forward(ctx, fake, landmarks, alpha, kernel, constant, unbiased, block):
-        value, gradient = squared_mmd_and_gradient(
-            fake, landmarks, alpha, kernel, constant, unbiased=unbiased, block=block
-        )
+    def forward(ctx, x, value, gradient):
         ctx.save_for_backward(gradient)
-        return value
+        return value.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, outer):  # pyright: ignore[reportIncompatibleMethodOverride]
-        (gradient,) = ctx.saved_tensors
-        return outer * gradient, None, None, None, None, None, None
+        return outer * ctx.saved_tensors[0], None, None
 
 
 class _Blocks:

@@ -1,0 +1,105 @@
+"""What a distance is given: real and generated rows, checked, and joined with their conditions."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from irdm.ops.kernels import median_distance
+from irdm.ops.rows import Rows, row_blocks
+
+
+def checked_mean(real: Rows, tau: Rows | None) -> Tensor:
+    """The mean of the real rows [d] in float64, after checking them and their conditions.
+
+    Raises ValueError for rows that are not [r, d] with r >= 2, hold a NaN or an infinity, or do not match tau.
+    """
+    _check_matrix("real", real)
+    if len(real) < 2:
+        raise ValueError(f"Got {len(real)} real rows, expected at least 2: one row says nothing about a spread.")
+    if tau is not None:
+        _check_matrix("tau", tau)
+        if len(tau) != len(real):
+            raise ValueError(f"Got {len(real)} real rows and {len(tau)} rows of tau; pair every row with its own.")
+        _finite_mean("tau", tau)
+    return _finite_mean("real", real)
+
+
+def check_generated(fake: Tensor, tau: Tensor | None, width: int, tau_width: int) -> None:
+    """Raises ValueError unless fake is [n >= 1, width] and tau [n, tau_width], or None where tau_width is 0."""
+    if not width:
+        raise ValueError("This distance has no reference yet: call fit(real) or load one.")
+    _check_matrix("fake", fake)
+    if tau is not None:
+        _check_matrix("tau", tau)
+    if fake.shape[1] != width or not len(fake):
+        raise ValueError(
+            f"Got generated features {tuple(fake.shape)}, expected [n >= 1, {width}] as in the reference: embed both "
+            "with the same encoder."
+        )
+    if (0 if tau is None else tau.shape[1]) != tau_width or (tau is not None and len(tau) != len(fake)):
+        expected = f"[{len(fake)}, {tau_width}]" if tau_width else "None: the reference is marginal"
+        raise ValueError(
+            f"Got tau {None if tau is None else tuple(tau.shape)} for {len(fake)} generated rows, expected {expected}. "
+            "Fit and compare with the same kind of condition."
+        )
+
+
+def true_median(real: Tensor, center: Tensor) -> float:
+    """The median distance between two real rows; 0 when it is no more than rounding."""
+    median = median_distance(real.to(center) - center)
+    if not math.isfinite(median):
+        raise ValueError(
+            f"The real rows reach {real.abs().max():.2g}, too large to square in {center.dtype}: scale the features "
+            "down, or give them as float64."
+        )
+    # Distances below the rounding of the raw features are rounding, not data.
+    return median if median > 4 * torch.finfo(center.dtype).eps * float(center.norm()) else 0.0
+
+
+class JointRows:
+    """Real rows and their conditions seen as joint rows Phi [r, d + c], on the device and in the type of `center`."""
+
+    def __init__(self, real: Rows, tau: Rows | None, center: Tensor, beta: Tensor) -> None:
+        self._real, self._tau, self._center, self._beta = real, tau, center, beta
+        self.shape = (len(real), real.shape[1] + (tau.shape[1] if tau is not None else 0))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: slice | Tensor, /) -> Tensor:
+        tau = None if self._tau is None else self._tau[index]
+        return join(self._real[index].to(self._center), tau, self._center, self._beta)
+
+
+def join(phi: Tensor, tau: Tensor | None, center: Tensor, beta: Tensor) -> Tensor:
+    """Phi = [phi - center | beta tau]. Centred, since |a|^2 + |b|^2 - 2ab cancels when the mean is large."""
+    centred = phi - center.to(phi)
+    return centred if tau is None else torch.cat([centred, tau.detach().to(phi) * beta.to(phi)], dim=1)
+
+
+def _check_matrix(name: str, rows: Rows) -> None:
+    if len(rows.shape) != 2:
+        raise ValueError(
+            f"Got {name} of shape {tuple(rows.shape)}, expected a matrix [rows, columns]: flatten it first."
+        )
+
+
+def _finite_mean(name: str, rows: Rows) -> Tensor:
+    """The mean row in float64, after checking that every entry is finite."""
+    total: Tensor | None = None
+    seen = 0
+    for block in row_blocks(rows):
+        bad = ~torch.isfinite(block).all(dim=1)
+        if bad.any():
+            first = seen + int(bad.nonzero()[0, 0])
+            raise ValueError(
+                f"Found {int(bad.sum())} rows with a NaN or an infinity in {name} (the first is row {first}): find the "
+                "image or the encoder precision that makes them."
+            )
+        total = block.double().sum(dim=0) if total is None else total + block.double().sum(dim=0)
+        seen += len(block)
+    assert total is not None
+    return total / seen
