@@ -1,123 +1,132 @@
 """Two results side by side: which generator is better, and how sure that is.
 
-What a result must carry to be compared honestly:
-
-    protocol   what decided the numbers beside the generator: the reference (a hash), the panel with its weights, the
-               rows, the settings and seeds. Two results are comparable when their protocols are equal.
-    metrics    every entry with a `direction`. The score itself is one of
-                   per_encoder {encoder: {replicates: [K numbers], held_out: bool}}, with means that may be null, or
-                   replicates: [K numbers], or null where there is nothing to score.
-               Replicates average to the score, and replicate k of both results stands for the same noise, labels or
-               prompts, or for the same fold of rows (`irdm.metrics.intervals`). Whatever a metric says of its own
-               conditions (CONDITIONS) must be equal too.
-
-Pairs of replicates are drawn with replacement: luck that both generators share cancels.
+Two results are comparable when their protocols are equal (what decided the numbers beside the generator: real images,
+encoders with their weights, settings, seeds, the number of images), and so are the notes of a score. Replicates average
+to the score, and replicate k of both results stands for the same noise, conditions or prompts, or for the same fold of
+rows. Pairs of replicates are drawn with replacement: luck that both generators share cancels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from irdm.evaluation.result import Result
+from irdm.metrics.base import EvaluationConfig
 from irdm.metrics.intervals import bootstrap_interval
+from irdm.metrics.score import Direction, Estimate, Score
 
-CONDITIONS = ("name", "direction", "missing", "rows", "k", "protocol", "classifier")
 FEWEST = 4  # replicates: an interval from fewer says nothing
+WORDS = {
+    "real.train": "other training images",
+    "real.val": "other held-out images",
+    "real.image_shape": "images of another shape",
+    "real.encoders": "other encoders",
+    "real.held_out": "other encoders held out",
+    "real": "other real rows",
+    "settings": "other settings",
+    "images": "another number of judged images",
+    "law": "another law of draws",
+    "prompts": "other prompts",
+}
+"""What a difference of protocols is called, by where it lies; the first that fits."""
 
 
-def compare(a: Mapping[str, Any], b: Mapping[str, Any], *, seed: int = 0) -> dict:
+def compare(a: Result, b: Result, *, seed: int = 0) -> dict[str, Any]:
     """The paired difference of two results of one protocol.
 
     Args:
-        a: a result, as in result.json.
+        a: a result.
         b: another.
         seed: of the bootstrap.
 
     Returns:
-        `protocol`, and `metrics` {name: {direction, and the parts mean, held_in, held_out, per_encoder {encoder: part}
-        or value}}. A part is {a, b, difference (b - a), ci95, better}: `better` is "a" or "b" when the interval
-        excludes 0 and the metric has a better side, else null. A group that has no mean is null.
+        `protocol`, and `metrics` {name: {label, direction, mean, held_in, held_out, per_encoder {encoder: part}}}. A
+        part is {a, b, difference (b - a), ci95, better}; a group that has no mean is None. `better` is "a" or "b" where
+        that is sure: the interval excludes 0 and, for a metric whose best value is that of fresh real images, both
+        values together are surely on one side of it.
 
     Raises:
-        ValueError: naming every difference between the protocols; for a result without a protocol or metrics, metrics
-            that only one has, or fewer than four replicates.
+        ValueError: saying every difference between the protocols; for scores that only one has, or too few replicates.
     """
-    found = [_metrics(result, which) for result, which in ((a, "first"), (b, "second"))]
-    differences = _differences(a["protocol"], b["protocol"], "protocol")
-    differences += [f"{name}: only in the {'first' if name in found[0] else 'second'}" for name in found[0] ^ found[1]]
-    for name in found[0] & found[1]:
-        for condition in CONDITIONS:
-            differences += _differences(a[name].get(condition), b[name].get(condition), f"{name}.{condition}")
-        scores = [set(result[name].get("per_encoder") or ()) for result in (a, b)]
-        differences += _differences(sorted(scores[0]), sorted(scores[1]), f"{name}.per_encoder")
-    if differences:
+    first, second = a.scores, b.scores
+    odd = _differences(_protocol(a), _protocol(b))
+    odd += [
+        f"a score that only {'A' if name in first else 'B'} has: {name}" for name in [*first, *second] if
+        (name in first) != (name in second)
+    ]  # fmt: skip
+    for name in first.keys() & second.keys():
+        odd += _differences(_conditions(first[name]), _conditions(second[name]), name)
+    if odd:
         raise ValueError(
             "The two results follow unlike protocols and cannot be compared:\n"
-            + "\n".join(f"  {line}" for line in sorted(differences))
-            + "\nEvaluate both against one reference, with the same panel, rows, settings and seeds."
+            + "\n".join(f"  {line}" for line in dict.fromkeys(odd))
+            + "\nEvaluate both against one reference, with the same encoders, number of images, settings and seeds."
         )
-    metrics = {name: _compare_metric(name, a[name], b[name], seed) for name in a if name in found[0]}
-    return {"protocol": a["protocol"], "metrics": metrics}
+    return {"protocol": a.protocol, "metrics": {name: _metric(name, first[name], second[name], seed) for name in first}}
 
 
-def _metrics(result: Mapping[str, Any], which: str) -> set[str]:
-    names = {name for name, value in result.items() if isinstance(value, Mapping) and "direction" in value}
-    if not names or "protocol" not in result:
-        raise ValueError(
-            f"The {which} result has {'no protocol' if names else 'no metrics with a direction'}: another version "
-            "wrote it. Run `irdm eval` again."
-        )
-    return names
+def _protocol(result: Result) -> dict[str, Any]:
+    """The protocol, with the settings that are at their defaults filled in."""
+    settings = EvaluationConfig().model_dump(mode="json")
+    return {**result.protocol, "settings": settings | dict(result.protocol.get("settings", {}))}
 
 
-def _differences(a: Any, b: Any, path: str) -> list[str]:
-    """A line for each leaf that differs."""
+def _conditions(score: Score) -> dict[str, Any]:
+    """What two results of one metric must share."""
+    return {"direction": score.direction, "encoders": sorted(score.encoders), **score.notes}
+
+
+def _differences(a: Any, b: Any, path: str = "") -> list[str]:
+    """A line for each leaf that differs, in words first."""
     if isinstance(a, Mapping) and isinstance(b, Mapping):
-        keys = sorted(a.keys() | b.keys())
-        return [line for key in keys for line in _differences(a.get(key), b.get(key), f"{path}.{key}")]
-    return [] if a == b else [f"{path}: {a} in the first, {b} in the second"]
+        keys = [*a, *(key for key in b if key not in a)]
+        return [line for key in keys for line in _differences(a.get(key), b.get(key), f"{path}.{key}".lstrip("."))]
+    if a == b:
+        return []
+    words = next((words for where, words in WORDS.items() if f"{path}.".startswith(f"{where}.")), "")
+    return [f"{f'{words}, ' if words else ''}{path}: {_short(a)} in A, {_short(b)} in B"]
 
 
-def _compare_metric(name: str, a: Mapping[str, Any], b: Mapping[str, Any], seed: int) -> dict:
-    direction = a["direction"]
-    if "per_encoder" not in a:
-        if a["replicates"] is None and b["replicates"] is None:
-            return {"direction": direction, "value": None}
-        return {"direction": direction, "value": _part(name, direction, a["replicates"], b["replicates"], seed)}
-    encoders = a["per_encoder"]
-    groups = {
-        "mean": list(encoders),
-        "held_in": [e for e in encoders if not encoders[e]["held_out"]],
-        "held_out": [e for e in encoders if encoders[e]["held_out"]],
+def _short(value: Any) -> str:
+    text = "nothing" if value is None else str(value)
+    text = re.sub(r"\b([0-9a-f]{12})[0-9a-f]{20,}\b", r"\1", text)  # of a hash, enough to tell it from another
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+def _metric(name: str, a: Score, b: Score, seed: int) -> dict[str, Any]:
+    def part(where: str, one: Estimate | None, two: Estimate | None) -> dict[str, Any] | None:
+        return None if one is None or two is None else _part(f"{name}, {where}", a.direction, one, two, seed)
+
+    return {
+        "label": a.label,
+        "direction": a.direction,
+        **{group: part(group, getattr(a, group), getattr(b, group)) for group in ("mean", "held_in", "held_out")},
+        "per_encoder": {encoder: part(encoder, a.encoders[encoder], b.encoders[encoder]) for encoder in a.encoders},
     }
 
-    def part(label: str, members: list[str]) -> dict:
-        first, second = ([side["per_encoder"][e]["replicates"] for e in members] for side in (a, b))
-        return _part(f"{name}.{label}", direction, _mean(first), _mean(second), seed)
 
-    means = {group: None if a[group] is None else part(group, members) for group, members in groups.items()}
-    return {"direction": direction, **means, "per_encoder": {encoder: part(encoder, [encoder]) for encoder in encoders}}
-
-
-def _mean(columns: Sequence[Sequence[float]]) -> list[float]:
-    """Replicate by replicate, over encoders."""
-    return [sum(row) / len(row) for row in zip(*columns, strict=True)]
-
-
-def _part(name: str, direction: str, a: Sequence[float] | None, b: Sequence[float] | None, seed: int) -> dict:
-    """The difference of two scores from their replicates."""
-    sizes = [len(side or ()) for side in (a, b)]
+def _part(where: str, direction: Direction, a: Estimate, b: Estimate, seed: int) -> dict[str, Any]:
+    """The difference of two estimates from their replicates."""
+    sizes = len(a.replicates), len(b.replicates)
     if sizes[0] != sizes[1] or sizes[0] < FEWEST:
         raise ValueError(
-            f"{name} has {sizes[0]} and {sizes[1]} replicates; a paired comparison needs equally many, {FEWEST} or "
-            "more. Evaluate again with more (--evaluation.replicates for a run)."
+            f"{where} has {sizes[0]} and {sizes[1]} replicates; a paired comparison needs equally many, {FEWEST} or "
+            "more. Evaluate both again, with one version of irdm."
         )
-    ours, theirs = (torch.tensor(side, dtype=torch.float64) for side in (a, b))
+    ours, theirs = (torch.tensor(side.replicates, dtype=torch.float64) for side in (a, b))
     low, high = bootstrap_interval(theirs - ours, seed)
     better = None
-    if direction in ("lower", "higher") and not low <= 0 <= high:
-        better = "b" if (low > 0) == (direction == "higher") else "a"
-    first, second = ours.mean().item(), theirs.mean().item()
-    return {"a": first, "b": second, "difference": second - first, "ci95": [low, high], "better": better}
+    if not low <= 0 <= high:
+        up = "b" if low > 0 else "a"  # which is higher
+        down = "a" if low > 0 else "b"
+        if direction != "real":
+            better = up if direction == "higher" else down
+        elif a.control is not None and b.control is not None:
+            middle = bootstrap_interval((ours + theirs) / 2 - (a.control + b.control) / 2, seed)
+            if not middle[0] <= 0 <= middle[1]:  # the one that is further on that side is further from real
+                better = down if middle[0] > 0 else up
+    return {"a": a.value, "b": b.value, "difference": b.value - a.value, "ci95": [low, high], "better": better}

@@ -1,0 +1,30 @@
+"""The only judge: images to tables of features, tables to scores, scores to a result.
+
+It shares no loss with training and imports nothing of it (docs/design.md).
+"""
+
+from irdm.evaluation.embed import embed, real_of
+from irdm.evaluation.gallery import gallery, write_samples
+from irdm.evaluation.judge import QuickCheck, evaluate, judge
+from irdm.evaluation.result import Result, evaluate_tables, read_result, write_result
+from irdm.evaluation.source import evaluate_source
+from irdm.metrics.base import EvaluationConfig
+from irdm.metrics.tables import Real, Table
+
+__all__ = [
+    "EvaluationConfig",
+    "QuickCheck",
+    "Real",
+    "Result",
+    "Table",
+    "embed",
+    "evaluate",
+    "evaluate_source",
+    "evaluate_tables",
+    "gallery",
+    "judge",
+    "read_result",
+    "real_of",
+    "write_result",
+    "write_samples",
+]

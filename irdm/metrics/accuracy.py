@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from irdm.data.conditions import Classes
+from irdm.conditions import Classes
 from irdm.metrics.base import EvaluationConfig, Picked, Pool, Pools
 from irdm.metrics.intervals import fold_means, folds, score_of
 from irdm.metrics.neighbours import nearest_neighbours

@@ -13,8 +13,8 @@ from jaxtyping import Int64
 from pydantic import Field
 from torch import Tensor
 
+from irdm.conditions import Conditions, Unconditional, draws, proportioned
 from irdm.config import Config, free
-from irdm.data.conditions import Conditions, Unconditional, draws, proportioned
 from irdm.metrics.score import Score
 from irdm.metrics.tables import Real, Table
 from irdm.ops.rows import Rows, row_blocks
@@ -104,7 +104,7 @@ class Picked:
         return self._rows[self._index[index]]
 
 
-KEPT = 0.25  # a real table that would lose more of its rows for the sake of proportions is drawn from as it is
+KEPT = 0.25  # val of other proportions, which would lose more of its rows than this leaves, is drawn from as it is
 
 Law = Literal["stratified", "random"]
 """How rows are drawn: every class in proportion, or all rows alike."""
@@ -145,8 +145,8 @@ class Pools:
 
     Real images must be drawn as the judged ones are, or a perfect generator would not score 1. Judged images that have
     the classes of train in its proportions (to the rounding of a draw) were drawn stratified, and so is everything:
-    classes in proportion, of the real tables only the rows that have the proportions of all train images. Others, such
-    as a folder without classes, are compared with rows drawn all alike, so that a wrong share of a class counts.
+    classes in proportion, of val only the rows that have the proportions of train. Others, such as a folder without
+    classes, are compared with rows drawn all alike, so that a wrong share of a class counts against them.
     """
 
     law: Law
@@ -158,17 +158,10 @@ class Pools:
     def of(cls, generated: Table, real: Real) -> Pools:
         """Decide the law."""
         tables = (generated, real.train, real.val)
-        wanted = real.train.conditions if real.asked is None else real.asked
+        wanted = real.train.conditions
         if wanted.strata is not None and all(t.conditions.spec == wanted.spec for t in tables):
             kept = [proportioned(table.conditions, like=wanted) for table in tables]
-            enough = all(len(rows) >= KEPT * len(t) for rows, t in zip(kept, tables, strict=True))
-            if len(kept[0]) == len(generated) and enough:
+            if len(kept[0]) == len(generated) and len(kept[2]) >= KEPT * len(real.val):
                 pools = (Pool(t, rows, t.conditions[rows]) for t, rows in zip(tables, kept, strict=True))
                 return cls("stratified", *pools)
         return cls("random", *(Pool(t, torch.arange(len(t)), Unconditional(len(t))) for t in tables))
-
-
-def rows_of_a_draw(real: Real, config: EvaluationConfig) -> int:
-    """Rows of a full draw of the ratios, which take as many generated images or a multiple of it."""
-    val = Pools.of(real.train, real).val
-    return min(config.rows, len(real.train), len(val) // 2)

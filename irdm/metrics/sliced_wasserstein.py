@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from irdm.data.conditions import Unconditional
+from irdm.conditions import Unconditional
 from irdm.metrics.base import EvaluationConfig, Pool, Pools, check_tables
 from irdm.metrics.ratio import ratio
 from irdm.metrics.score import Estimate, Score

@@ -5,14 +5,14 @@ Letters: n rows, d features.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from irdm.data.conditions import Conditions
+from irdm.conditions import Conditions
 from irdm.ops.gaussian import Moments
 from irdm.ops.rows import Rows
 from irdm.ops.sampling import generator_for
@@ -31,10 +31,6 @@ class Table:
     def __len__(self) -> int:
         return len(self.conditions)
 
-    def only(self, encoders: Sequence[str]) -> Table:
-        """Under some of the encoders."""
-        return replace(self, features={name: self.features[name] for name in encoders})
-
 
 @dataclass(frozen=True)
 class Real:
@@ -51,23 +47,11 @@ class Real:
     """Encoders that no generator was trained against."""
     identity: Mapping[str, object]
     """What decides all of the above, as plain JSON: images, encoders, preprocessing. Part of a result's protocol."""
-    asked: Conditions | None = None
-    """The conditions of all train images, in whose proportions a generator is asked to draw; None: those of `train`."""
 
     @property
     def encoders(self) -> tuple[str, ...]:
         """Names of the encoders, in order."""
         return tuple(self.train.features)
-
-    def only(self, encoders: Sequence[str]) -> Real:
-        """Under some of the encoders; the identity stays that of the whole."""
-        return replace(
-            self,
-            train=self.train.only(encoders),
-            val=self.val.only(encoders),
-            moments={name: self.moments[name] for name in encoders},
-            held_out=tuple(name for name in self.held_out if name in encoders),
-        )
 
 
 def row_order(count: int, seed: int) -> Int64[Tensor, " n"]:

@@ -1,0 +1,96 @@
+"""Images to tables of features, in memory: by any number of processes, a micro-batch of images at a time.
+
+Letters: n rows, k rows of a share.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor, nn
+
+from irdm.data.base import Dataset, Split
+from irdm.distributed import Ranks
+from irdm.encoders.base import Battery, encoder_identity
+from irdm.features import extract
+from irdm.metrics.base import EvaluationConfig
+from irdm.metrics.tables import Real, Table, row_order
+from irdm.ops.gaussian import Moments
+from irdm.ops.rows import row_blocks
+from irdm.store.real import real_identity
+
+EVERY = 5  # seconds between two lines of progress
+
+
+def embed(
+    split: Split,
+    encoders: Mapping[str, nn.Module],
+    *,
+    micro_batch: int = 256,
+    device: str | torch.device = "cpu",
+    rows: Int64[Tensor, " n"] | None = None,
+    ranks: Ranks | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Table:
+    """The features of all images of a split, or of some rows in their order, with their conditions.
+
+    Never more than a micro-batch of images is held. Each rank embeds its share, and all get the whole table, which lies
+    on the device, as the encoders must. Raises ValueError for an image that cannot be used, or NaN from an encoder.
+    """
+    rows = torch.arange(len(split)) if rows is None else rows
+    ranks, say = ranks or Ranks(), progress or (lambda text: None)
+    own, parts = rows[ranks.share(len(rows))], []
+    began = said = time.monotonic()
+    for part in own.split(micro_batch):
+        parts.append(extract(encoders, split.read(part).to(device), micro_batch))
+        done, now = sum(len(part) for part in own.split(micro_batch)[: len(parts)]), time.monotonic()
+        if now - said >= EVERY and done < len(own):
+            said, rate = now, done / (now - began)
+            say(f"features of {done} / {len(own)} images, {rate:.0f} images/s, {(len(own) - done) / rate:.0f} s left")
+    features = {name: torch.cat([part[name] for part in parts]) for name in encoders}
+    if ranks.size > 1:
+        features = {name: ranks.gather(table)[0] for name, table in features.items()}
+    return Table(features, split.conditions[rows])
+
+
+def real_of(
+    dataset: Dataset,
+    battery: Battery,
+    config: EvaluationConfig,
+    *,
+    device: str | torch.device = "cpu",
+    weights: Path | None = None,
+    ranks: Ranks | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Real:
+    """The real side of a dataset in memory: what a reference on disk of the same images and seed is.
+
+    `weights` is the folder of the weights of pretrained encoders, whose hashes are part of the identity.
+    """
+    encoders, say = dict(battery.encoders.items()), progress or (lambda text: None)
+
+    def table(split: Split, rows: Tensor) -> Table:
+        return embed(
+            split, encoders, micro_batch=config.micro_batch, device=device, rows=rows, ranks=ranks, progress=progress
+        )
+
+    say(f"embedding {len(dataset.train)} training and {min(len(dataset.val), config.table_rows)} held-out images")
+    order = row_order(len(dataset.train), config.seed)
+    train = table(dataset.train, order[: config.table_rows])
+    moments = {name: Moments.of(row_blocks(rows)) for name, rows in train.features.items()}
+    for rows in order[config.table_rows :].split(config.table_rows):
+        more = table(dataset.train, rows).features
+        moments = {name: moments[name] + Moments.of(row_blocks(more[name])) for name in moments}
+    val = table(dataset.val, row_order(len(dataset.val), config.seed)[: config.table_rows])
+    identity = real_identity(
+        dataset,
+        {name: encoder_identity(encoder, weights) for name, encoder in encoders.items()},
+        battery.held_out,
+        table_rows=config.table_rows,
+        seed=config.seed,
+    )
+    return Real(train, val, moments, battery.held_out, identity)

@@ -1,0 +1,164 @@
+"""A folder or an archive of images against a real side: features on disk, scores, pictures.
+
+Letters: n images.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor, nn
+
+from irdm.data.base import Shape, Split
+from irdm.data.image_source import ImageSource, printable
+from irdm.data.images import pictures_like
+from irdm.distributed import Ranks
+from irdm.evaluation.gallery import Pictures, gallery, write_samples
+from irdm.evaluation.result import RESULT, Result, evaluate_tables, write_result
+from irdm.files import locked, visible
+from irdm.metrics.base import EvaluationConfig
+from irdm.metrics.pickscore import PickScore, pickscore
+from irdm.metrics.score import Score
+from irdm.metrics.tables import Real, Table
+from irdm.ops.sampling import generator_for, sample_indices
+from irdm.store import build_store
+from irdm.store.real import MIN_IMAGES
+
+FEATURES = "features"
+PROBED = 256  # images whose own size is looked at
+
+
+def evaluate_source(
+    source: ImageSource,
+    real: Real,
+    encoders: Mapping[str, nn.Module],
+    out: Path,
+    *,
+    config: EvaluationConfig | None = None,
+    image_shape: Shape,
+    reference: Mapping[str, Any],
+    missing: Sequence[str] = (),
+    pictures: Split | Pictures,
+    prompts: Sequence[str] | None = None,
+    scorer: PickScore | None = None,
+    device: str = "cpu",
+    ranks: Ranks | None = None,
+    command: str | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Result | None:
+    """Judge the images of a source and write `out/result.json` and `out/samples.npz`; features stay in `out/features`.
+
+    Interrupted or killed, the same call goes on where it was. Under torchrun every rank calls this, and all embed; the
+    main rank judges and returns the result, the others None. The micro-batch and the ranks change the numbers by no
+    more than rounding.
+
+    Args:
+        source: the images; of any size, since each is cropped and resized as the real ones were.
+        real: the real side, under these encoders.
+        encoders: on the device.
+        out: a new directory, or that of the same evaluation.
+        config: how to judge.
+        image_shape: of the real images.
+        reference: what the result says of the real side: name, train, val, size.
+        missing: encoders of the reference that are left out; every label then says "(partial)".
+        pictures: held-out images to show beside the judged ones.
+        prompts: the text of each image, in the order of `source.names`, for PickScore.
+        scorer: what gives PickScores; needed with prompts.
+        device: where to compute.
+        ranks: this process among its peers.
+        command: what the user typed, for the report.
+        progress: receives a line of text now and then.
+
+    Raises:
+        ValueError: for fewer than 50 images, prompts that are not one an image, an image that cannot be used (each is
+            named), an `out` that holds something else or that another process is writing.
+        OSError: when the disk is full or cannot be written; what is finished stays.
+    """
+    began, say, ranks, out = time.monotonic(), progress or (lambda text: None), ranks or Ranks(), Path(out)
+    config = config or EvaluationConfig()
+    if len(source) < MIN_IMAGES:
+        raise ValueError(
+            f"{printable(str(source.path))} holds {len(source)} image(s); an evaluation needs at least {MIN_IMAGES}, "
+            "and thousands to mean something."
+        )
+    if prompts is not None and (scorer is None or len(prompts) != len(source)):
+        raise ValueError(f"Got {len(prompts)} prompts for {len(source)} images; give one an image, and a scorer.")
+    split = pictures_like(source, image_shape)
+    with ExitStack() as held:
+        with ranks.together():
+            if ranks.is_main:
+                _refuse_foreign(out)
+                held.enter_context(locked(out, "evaluated"))
+        note = _size_note(source, image_shape, config.seed)
+        if note:
+            say(note)
+        identity: Any = real.identity["encoders"]
+        store = build_store(
+            split,
+            encoders,
+            out / FEATURES,
+            seed=config.seed,
+            micro_batch=config.micro_batch,
+            device=device,
+            ranks=ranks,
+            progress=progress,
+            identity={name: identity[name] for name in encoders},
+        )
+        if not ranks.is_main:
+            return None
+        embedded = time.monotonic() - began
+        generated = Table({name: store[name] for name in encoders}, store.conditions)
+        more: dict[str, Score] = {}
+        if prompts is not None and scorer is not None:
+            say("PickScore")
+            shown = (_picture(pixels) for pixels in source.decoded(range(len(source))))
+            more = pickscore(scorer.scores(shown, prompts, config.micro_batch), seed=config.seed)
+        result = evaluate_tables(
+            generated,
+            real,
+            config,
+            source={"path": printable(str(source.path)), "images": len(source), "fingerprint": split.fingerprint},
+            reference=reference,
+            missing=missing,
+            warned=[note] if note else [],
+            more=more,
+            prompts=prompts,
+            progress=progress,
+            seeds={"evaluation": config.seed},
+            command=command,
+        )
+        write_samples(out / "samples.npz", gallery(split, pictures, None, config.gallery, config.seed))
+        spent = {"embed": embedded, "total": time.monotonic() - began}
+        result = result.model_copy(update={"seconds": spent})
+        write_result(out / RESULT, result)
+        return result
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Raises ValueError when `out` holds anything but an evaluation."""
+    there = visible(out)
+    if (out.exists() and not out.is_dir()) or (there and FEATURES not in there and RESULT not in there):
+        raise ValueError(f"{out} exists and is no evaluation; choose an empty or a new directory.")
+
+
+def _size_note(source: ImageSource, image_shape: Shape, seed: int) -> str | None:
+    """What is done about images that are not as large as the real ones, from a sample of them."""
+    rows = sample_indices(len(source), PROBED, generator_for("sizes", seed))
+    found = sorted({(header.width, header.height) for header in source.headers(rows.tolist())})
+    _, height, width = image_shape
+    if not found or found == [(width, height)]:
+        return None
+    few = " and ".join(f"{w} x {h}" for w, h in (found if len(found) < 3 else (found[0], found[-1])))
+    return (
+        f"Images are {few if len(found) < 3 else f'of {len(found)} sizes, such as {few}'}: each is centre-cropped and "
+        f"resized to {width} x {height}, as the real ones were."
+    )
+
+
+def _picture(pixels: Tensor) -> Image.Image:
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
