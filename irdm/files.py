@@ -1,6 +1,6 @@
 """Files that are whole or absent, noticed when damaged, and never written by two processes at once.
 
-One writer, one lock, one manifest: used by checkpoints, stores, references, caches and runs.
+One writer, one lock, one manifest, one sealed folder: used by checkpoints, stores, references, caches and runs.
 """
 
 from __future__ import annotations
@@ -13,18 +13,21 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-LOCK = ".lock"
+LOCK, MANIFEST = ".lock", "manifest.json"
+PARTIAL = re.compile(r"\..+\.\d+\.partial")
 DTYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16",
-    torch.int64: "I64", torch.uint8: "U8", torch.bool: "BOOL",
+    torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -41,7 +44,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 @contextmanager
 def replaced(path: Path) -> Iterator[IO[bytes]]:
     """A file to be written that takes the place of `path` when the block ends well, and else leaves no trace."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = _partial(path)
     with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -57,19 +60,49 @@ def replaced(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def replaced_folder(path: Path) -> Iterator[Path]:
-    """An empty folder to be filled that takes the place of `path` when the block ends well, and else leaves no trace."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    """An empty folder to be filled that takes the place of `path` when the block ends well, else leaves no trace."""
+    partial = _partial(path)
     with _naming(path):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
             yield partial
             sync_folder(partial)
-            shutil.rmtree(path, ignore_errors=True)
+            remove(path)
             os.replace(partial, path)
             sync_folder(path.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def sealed_folder(path: Path, body: Mapping[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """A `replaced_folder` with a manifest: the record {**body, "files": {name: entry}} that the block fills.
+
+    Yields the folder to write in and the record; `read_sealed` compares the two. Checkpoints, shards of stores and
+    parts of references are such folders: each holds its own hashes from the moment that it appears.
+    """
+    record = {**body, "files": {}}
+    with replaced_folder(path) as folder:
+        yield folder, record
+        write_manifest(folder / MANIFEST, record)
+
+
+def read_sealed(path: Path, mend: str, *, content: bool = True) -> dict[str, Any]:
+    """The record of a sealed folder, after its files were compared with it; without `content` only their sizes.
+
+    Raises ValueError naming the file that is missing, cut short or altered, with `mend`: what a user can do.
+    """
+    try:
+        record = read_manifest(path / MANIFEST, mend)
+        for name, entry in record["files"].items():
+            if problem := whole(path / name, entry, content=content):
+                raise ValueError(f"{path / name} {problem}. {mend}")
+    except FileNotFoundError:
+        raise ValueError(f"{path / MANIFEST} is missing. {mend}") from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path / MANIFEST} is no manifest of this program ({error!r}). {mend}") from None
+    return record
 
 
 def sync_folder(path: Path) -> None:
@@ -81,40 +114,52 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
+def remove(path: Path) -> None:
+    """Delete a file, a link or a folder with all it holds, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
 def locked(path: Path, doing: str = "used") -> Iterator[None]:
     """Hold the directory `path`, made if need be, as its only writer; the system lets go when the process dies.
 
-    What killed holders left half-written in it (hidden names that end in a process number) is cleared away first.
-    Raises ValueError naming the process that holds it now, OSError when it cannot be written.
+    What killed holders left half-written in it is cleared away first. Raises ValueError naming the process that holds
+    it now, OSError when it cannot be written.
     """
     with _naming(path):
         path.mkdir(parents=True, exist_ok=True)
         lock = open(path / LOCK, "a+")  # noqa: SIM115 (held to the end of the block)
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise ValueError(
-                f"{path} is being {doing} by {lock.read().strip() or 'another process'}. Wait until that has finished, "
-                "or give another directory."
-            ) from None
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {platform.node()}")
-        lock.flush()
-        clear_partial(path)
+        with _naming(path):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                raise ValueError(
+                    f"{path} is being {doing} by {lock.read().strip() or 'another process'}. Wait until that has "
+                    "finished, or give another directory."
+                ) from None
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {platform.node()}")
+            lock.flush()
+            clear_partial(path)
         yield
 
 
-def clear_partial(path: Path) -> None:
-    """Remove what killed processes left half-written below a directory that this process holds."""
+def clear_partial(path: Path, older: float = 0.0) -> None:
+    """Remove what killed processes left half-written below a directory.
+
+    Where other processes may be writing, as in a cache, give an age in seconds beyond which nobody is.
+    """
+    before = time.time() - older
     for folder, folders, files in os.walk(path):
-        for name in [*folders, *files]:
-            if re.fullmatch(r"\..+\.\d+", name):
-                left = Path(folder, name)
-                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
-        folders[:] = [name for name in folders if not re.fullmatch(r"\..+\.\d+", name)]
+        for name in filter(PARTIAL.fullmatch, [*folders, *files]):
+            if Path(folder, name).lstat().st_mtime <= before:
+                remove(Path(folder, name))
+        folders[:] = [name for name in folders if not PARTIAL.fullmatch(name)]
 
 
 def visible(path: Path) -> list[str]:
@@ -122,16 +167,63 @@ def visible(path: Path) -> list[str]:
     return sorted(entry.name for entry in path.iterdir() if not entry.name.startswith(".")) if path.is_dir() else []
 
 
+def claim(path: Path, name: str, identity: Mapping[str, Any], kind: str) -> None:
+    """Make the directory `path`, which this process holds, that of an identity (in the file `name`), or find it so.
+
+    Raises ValueError when it holds something else; it is then left alone.
+    """
+    there, mend = visible(path), f"Choose another directory, or delete this {kind}."
+    if there and name not in there:
+        raise ValueError(f"{path} holds {there[0]} and is no {kind}; choose an empty or a new directory.")
+    try:
+        found = read_manifest(path / name, mend)
+    except FileNotFoundError:
+        write_manifest(path / name, identity)
+        return
+    except ValueError:
+        # The folders inside say what they are part of: a damaged claim need not cost them.
+        if hash_of(identity) not in {_part_of(file) for file in path.rglob(MANIFEST)}:
+            raise
+        write_manifest(path / name, identity)
+        return
+    if hash_of(found) != hash_of(identity):
+        lines = "\n".join(
+            f"  {key}: {_short(found.get(key))} there, {_short(identity.get(key))} now"
+            for key in dict.fromkeys([*identity, *found])
+            if hash_of(found.get(key)) != hash_of(identity.get(key))
+        )
+        raise ValueError(f"{path} is a {kind} of something else:\n{lines}\n{mend}")
+
+
+def _part_of(manifest: Path) -> object:
+    try:
+        return read_manifest(manifest, "").get("of")
+    except (OSError, ValueError):
+        return None
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _partial(path: Path) -> Path:
+    """Where what will be `path` is written by this process."""
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Errors of the system name the file that was to be written and, for a full disk, say what helps."""
+    """Errors of the system about `path` name it and, for a full disk, say what helps; those about others pass."""
     try:
         yield
     except OSError as error:
-        if str(path) in str(error) and error.errno not in FULL:
+        about = os.fsdecode(error.filename) if error.filename is not None else str(path)
+        if path.name not in about and not path.is_relative_to(about):
             raise
+        what = os.strerror(error.errno) if error.errno else str(error)
         mend = ". Make room and repeat the command: what is finished stays." if error.errno in FULL else "."
-        raise OSError(error.errno, f"{path} could not be written: {error.strerror or error}{mend}") from error
+        raise OSError(error.errno, f"{path} could not be written: {what}{mend}") from error
 
 
 def sha256_of(path: Path) -> str:
@@ -145,7 +237,8 @@ def sha256_of(path: Path) -> str:
 
 def hash_of(body: Any) -> str:
     """sha256 of plain JSON, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    plain = json.loads(json.dumps(body))  # as a reader will see it: keys are text
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def write_manifest(path: Path, body: Mapping[str, Any]) -> None:
@@ -198,18 +291,48 @@ def whole(path: Path, entry: Mapping[str, Any], *, content: bool = True) -> str 
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Write a safetensors file one tensor at a time, so that no second copy is made; its entry for a manifest."""
+    """Write a safetensors file one tensor at a time, so that no second copy is made; its entry for a manifest.
+
+    Raises ValueError for a tensor of a type that safetensors files do not have.
+    """
+    if odd := [f"{name} ({tensor.dtype})" for name, tensor in tensors.items() if tensor.dtype not in DTYPES]:
+        raise ValueError(f"{path} cannot hold {', '.join(odd)}; expected one of {', '.join(map(str, DTYPES))}.")
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))  # wide types stay aligned
-    writers: list[tuple[str, str, list[int], int, Callable[[], memoryview]]] = []
-    for name, tensor in ordered:
-        size = tensor.numel() * tensor.element_size()
-        writers.append((name, DTYPES[tensor.dtype], [*tensor.shape], size, lambda tensor=tensor: tensor_bytes(tensor)))
+    header = [(name, DTYPES[t.dtype], [*t.shape], t.numel() * t.element_size()) for name, t in ordered]
     with replaced(path) as file:
-        digest = hashlib.sha256()
-        for piece in (safetensors_header([w[:4] for w in writers], notes), *(w[4]() for w in writers)):
-            file.write(piece)
-            digest.update(piece)
-        return {"bytes": file.tell(), "sha256": digest.hexdigest()}
+        writer = Digested(file)
+        writer.write(safetensors_header(header, notes))
+        for _, tensor in ordered:
+            writer.write(tensor_bytes(tensor))
+        return writer.entry()
+
+
+class Digested:
+    """A file that is hashed as it is written."""
+
+    def __init__(self, file: IO[bytes]):
+        self._file, self._digest = file, hashlib.sha256()
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append some bytes."""
+        self._file.write(data)
+        self._digest.update(data)
+
+    def entry(self) -> dict[str, Any]:
+        """What a manifest says of the file, all of it written."""
+        return {"bytes": self._file.tell(), "sha256": self._digest.hexdigest()}
+
+
+def read_tensors(path: Path, mend: str, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file and its notes; on the CPU they are mapped, and read as they are used.
+
+    Raises ValueError (with `mend`) when it is missing or no such file.
+    """
+    try:
+        with safe_open(path, framework="pt", device=device) as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError, UnicodeError) as error:
+        raise ValueError(f"{path} cannot be read as tensors ({error}). {mend}") from None
 
 
 def safetensors_header(tensors: list[tuple[str, str, list[int], int]], notes: Mapping[str, str] | None = None) -> bytes:
@@ -230,9 +353,19 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
 
 
 def hash_tensors(tensors: Mapping[str, Tensor], head: str = "") -> str:
-    """sha256 over a text and the names, types, shapes and bytes of tensors: the one content hash of a module's state."""
+    """sha256 over a text and the names, types, shapes and bytes of tensors: the content hash of a module's state."""
     digest = hashlib.sha256(head.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
         digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
+
+
+def misfits(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """How tensors that were read differ from those that are expected, in names, types or shapes; empty when not."""
+    looks = [{name: f"{t.dtype} {list(t.shape)}" for name, t in side.items()} for side in (found, expected)]
+    return [
+        f"{name}: {looks[0].get(name, 'missing')}, expected {looks[1].get(name, 'none of this name')}"
+        for name in sorted({**found, **expected})
+        if looks[0].get(name) != looks[1].get(name)
+    ]

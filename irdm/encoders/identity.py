@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from irdm.config import Config
-from irdm.data.base import Dataset
+from irdm.data.base import Dataset, Shape
 from irdm.encoders.base import Battery, Encoder
 
 
@@ -21,13 +21,11 @@ class IdentityBatteryConfig(Config):
     """Name of this kind of battery."""
 
     def fit(
-        self,
-        dataset: Dataset,
-        *,
-        cache_dir: Path | None = None,
-        progress: Callable[[str], None] | None = None,
+        self, dataset: Dataset, *, cache_dir: Path | None = None, progress: Callable[[str], None] | None = None
     ) -> Battery:
         """Nothing is fitted or cached; the encoder trains the generator, and none is held out."""
-        return Battery(
-            {"identity": Encoder("identity", math.prod(dataset.image_shape), nn.Flatten())}, ("identity",), ()
-        )
+        return self.restore(dataset.image_shape, {})
+
+    def restore(self, image_shape: Shape, state: Mapping[str, Tensor]) -> Battery:
+        """The battery for images of this shape; it has no state."""
+        return Battery({"identity": Encoder("identity", math.prod(image_shape), nn.Flatten())}, ("identity",), ())

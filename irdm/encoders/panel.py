@@ -6,8 +6,6 @@ records what it gets the first time, and every load is compared with that record
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,11 +13,12 @@ from typing import Literal
 
 from pydantic import field_validator
 
-from irdm.config import Config
+from irdm.config import Config, free
 from irdm.data.base import Dataset
 from irdm.encoders.base import Battery
 from irdm.encoders.families import BYTES, CLIP, HALF, IMAGENET, NONE, PanelEntry, load_encoder
 from irdm.encoders.weights import WeightFile, Weights, WeightSource
+from irdm.files import hash_of
 
 DINO = "https://dl.fbaipublicfiles.com/dino/dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth"
 DREAMSIM = (
@@ -218,7 +217,7 @@ def fingerprint(entry: PanelEntry, folder: Path | None = None) -> str:
     if unknown := [file.name for file in entry.weights.files if file.name not in digests]:
         raise ValueError(f"The sha256 of {unknown} of the encoder '{entry.name}' is not known yet: {weights.mend}.")
     row = {key: value for key, value in asdict(entry).items() if key not in ("weights", "held_out")}
-    return hashlib.sha256(json.dumps([row, sorted(digests.items()), CODE_VERSION], sort_keys=True).encode()).hexdigest()
+    return hash_of([row, sorted(digests.items()), CODE_VERSION])
 
 
 class PanelBatteryConfig(Config):
@@ -230,9 +229,9 @@ class PanelBatteryConfig(Config):
     """Encoders that train the generator."""
     held_out: tuple[str, ...] = tuple(row.name for row in _ROWS if row.held_out)
     """Encoders that only judge it."""
-    weights: Path | None = None
+    weights: Path | None = free(None)
     """Folder of the weights, FOLDER/<encoder>/<file>; unset means $IRDM_WEIGHTS, else irdm's cache."""
-    compile: bool = True
+    compile: bool = free(True)
     """Compile each encoder with torch.compile on CUDA; slower to start, faster after."""
 
     @field_validator("held_in", "held_out")
@@ -244,6 +243,13 @@ class PanelBatteryConfig(Config):
     def names(self) -> tuple[str, ...]:
         """Every encoder asked for."""
         return self.held_in + self.held_out
+
+    def some(self, names: Sequence[str], weights: Path | None = None) -> PanelBatteryConfig:
+        """Some of these encoders, each on the side that it is on. Raises ValueError for one that is not among them."""
+        if unknown := [name for name in names if name not in self.names]:
+            raise ValueError(f"There is no encoder {', '.join(unknown)}; choose from {', '.join(self.names)}.")
+        sides = {side: tuple(n for n in getattr(self, side) if n in names) for side in ("held_in", "held_out")}
+        return PanelBatteryConfig(**sides, weights=weights or self.weights, compile=self.compile)
 
     def fit(
         self,

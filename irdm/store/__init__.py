@@ -1,14 +1,17 @@
-"""Features on disk: `build_store` makes a store, `FeatureStore` reads it."""
+"""Features on disk, and the half of a reference on disk that judges; the half that trains is `irdm.reference`."""
 
-from irdm.store.builder import SHARD_ROWS, build_store, store_address, store_identity, weights_identity
+from irdm.store.builder import SHARD_ROWS, build_store, store_identity
 from irdm.store.reader import FeatureStore, StoredRows
+from irdm.store.real import real_identity, row_order
+from irdm.store.reference import StoredReference
 
 __all__ = [
     "SHARD_ROWS",
     "FeatureStore",
+    "StoredReference",
     "StoredRows",
     "build_store",
-    "store_address",
+    "real_identity",
+    "row_order",
     "store_identity",
-    "weights_identity",
 ]

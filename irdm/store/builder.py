@@ -1,46 +1,52 @@
-"""Building a store of features: images -> one decode -> every encoder -> shards, by any number of processes.
+"""Building a store of features: images -> every encoder -> shards, by any number of processes.
 
 What a store holds is described in `irdm.store.reader`. Letters: n rows, k rows of a shard, d features.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager, nullcontext
-from itertools import islice
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import PIL
 import torch
-from jaxtyping import Float32, Int64
-from safetensors.torch import save
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from irdm.checkpoint import claimed, resumable, write_atomic
-from irdm.data.decode import PREPROCESSING
-from irdm.data.sources import ImageSource
+from irdm.data.base import Split
 from irdm.distributed import Ranks
+from irdm.encoders.base import encoder_identity
 from irdm.features import extract
-from irdm.ops.sampling import generator_for
-from irdm.store.reader import ROWS_FILE, FeatureStore, canonical, shard_folder
+from irdm.files import (
+    MANIFEST,
+    Digested,
+    claim,
+    hash_of,
+    locked,
+    read_sealed,
+    replaced,
+    safetensors_header,
+    sealed_folder,
+    write_manifest,
+    write_tensors,
+)
+from irdm.store.reader import IDENTITY, ROWS_FILE, FeatureStore, features_file, shard_folder, state_of
+from irdm.store.real import row_order
 
 SHARD_ROWS = 65_536
-FORMAT = 1  # part of the identity: raise it when the files of one identity change
+FORMAT = 2  # part of the identity: raise it when the files of one identity change
 
 
 def build_store(
-    source: ImageSource,
+    split: Split,
     encoders: Mapping[str, nn.Module],
     path: Path,
     *,
-    size: int,
     seed: int = 0,
     micro_batch: int = 256,
     device: str = "cpu",
@@ -48,117 +54,104 @@ def build_store(
     progress: Callable[[str], None] | None = None,
     identity: Mapping[str, str] | None = None,
     shard_rows: int = SHARD_ROWS,
+    thorough: bool = False,
 ) -> FeatureStore:
-    """The features of every image under every encoder, in the directory `path`; shards that are there are kept.
+    """The features of every image under every encoder, in the directory `path`; whole shards that are there are kept.
 
-    Interrupted or killed, the same call goes on at the next missing shard. Under torchrun every rank calls this and
-    takes whole shards; no row is dropped or repeated, and the files are the same for any number of ranks. Memory is
-    that of two micro-batches, whatever the number of images.
+    Interrupted or killed, the same call goes on at the next missing shard. A shard is kept when the sha256 of each of
+    its files is the one that it recorded. Under torchrun every rank calls this and takes whole shards; no row is
+    dropped or repeated, and the files are the same for any number of ranks. Memory is that of two micro-batches,
+    whatever the number of images.
 
     Args:
-        source: the images.
-        encoders: {name: frozen module from images [n, 3, size, size] in [0, 1] to features [n, d]}, on `device`.
+        split: the images.
+        encoders: {name: frozen module from images [n, c, h, w] in [0, 1] to features [n, d]}, on `device`.
         path: the store's directory, on a file system that all ranks share.
-        size: side of the centre crop in pixels.
         seed: of the permutation of the rows.
-        micro_batch: images that are decoded and embedded at once; changes memory and, to rounding, features.
+        micro_batch: images that are read and embedded at once; changes memory and, to rounding, features.
         device: where the encoders are.
         ranks: this process among its peers.
         progress: receives a line of text every few seconds.
-        identity: {encoder: what decides its features, such as the hash of its weight file}; None hashes the weights.
+        identity: {encoder: what decides its features}; None is their `encoder_identity`.
         shard_rows: rows of a shard.
+        thorough: compare the sha256 of every file even of a finished store, where otherwise sizes are compared.
 
     Raises:
-        ValueError: when `path` holds something else, another process is building it, an image cannot be used (all such
-            images are named), or an encoder gives NaN or infinity.
+        ValueError: when an argument is out of range, `path` holds something else, another process is building it, an
+            image cannot be used, or an encoder gives NaN or infinity.
         OSError: when the disk is full or cannot be written; finished shards stay.
     """
+    if micro_batch < 1 or shard_rows < 1:
+        raise ValueError(f"Got micro_batch {micro_batch} and shard_rows {shard_rows}; expected at least 1 of each.")
     path, ranks, say = Path(path), ranks or Ranks(), progress or (lambda text: None)
-    say(f"reading {len(source)} images for their fingerprint")
-    what = store_identity(source, encoders, size=size, seed=seed, identity=identity, shard_rows=shard_rows)
-    if ranks.any(ranks.is_main and _finished(path, what), device):
-        return FeatureStore(path)
-    with _claimed(path, what) if ranks.is_main else nullcontext():
-        ranks.barrier()  # the main rank has claimed the directory
-        order = torch.randperm(len(source), generator=generator_for("store", seed)).split(shard_rows)
-        todo = [shard for shard in range(ranks.rank, len(order), ranks.size) if not _record(shard_folder(path, shard))]
-        count = _Counter(sum(len(order[shard]) for shard in todo), say)
-        for shard in todo:
-            folder = shard_folder(path, shard)
-            with resumable(folder, "shards"):
-                _write_shard(folder, order[shard], source, encoders, size, micro_batch, device, count)
-        if ranks.is_main and not (path / "manifest.json").exists():
-            _write_manifest(path, what, len(order))
-        while not (path / "manifest.json").exists():  # no barrier: it would time out while a peer finishes its shard
-            time.sleep(0.1)
+    say(f"reading {len(split)} images for their fingerprint")
+    what = store_identity(split, encoders, seed=seed, identity=identity, shard_rows=shard_rows)
+    address, finished = hash_of(what), False
+    with ExitStack() as held:
+        with ranks.together():
+            if ranks.is_main:
+                finished = _finished(path, what, thorough)
+            if ranks.is_main and not finished:
+                held.enter_context(locked(path, "built"))
+                claim(path, IDENTITY, what, "store")
+        if ranks.any(finished):
+            return FeatureStore(path)
+        with ranks.together():
+            order = row_order(len(split), seed).split(shard_rows)
+            own = range(ranks.rank, len(order), ranks.size)
+            todo = [shard for shard in own if not _kept(shard_folder(path, shard), address, say)]
+        with ranks.together():
+            if ranks.is_main:
+                (path / MANIFEST).unlink(missing_ok=True)
+            count = _Counter(sum(len(order[shard]) for shard in todo), say)
+            for shard in todo:
+                folder = shard_folder(path, shard)
+                _write_shard(folder, address, order[shard], split, encoders, micro_batch, device, count)
+        with ranks.together():
+            if ranks.is_main:
+                _write_manifest(path, what, len(order))
     return FeatureStore(path)
 
 
 def store_identity(
-    source: ImageSource,
+    split: Split,
     encoders: Mapping[str, nn.Module],
     *,
-    size: int,
     seed: int = 0,
     identity: Mapping[str, str] | None = None,
     shard_rows: int = SHARD_ROWS,
 ) -> dict[str, Any]:
-    """Everything that decides the content of a store, as plain JSON. Arguments as for `build_store`.
+    """Everything that decides the content of a store, as plain JSON; its `hash_of` is the store's address.
 
-    Raises ValueError for no encoder, a name that cannot be a file's, or an identity that names other encoders.
+    Raises ValueError for no image, no encoder, a name that cannot be a file's, or an identity that names others.
     """
+    if not len(split):
+        raise ValueError(f"{split.name} holds no images.")
     if not encoders or not all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) for name in encoders):
         raise ValueError(f"Got the encoders {list(encoders)}; expected names of letters, digits, '_', '-' and '.'.")
     if identity is not None and set(identity) != set(encoders):
         raise ValueError(f"identity names {sorted(identity)}, expected exactly the encoders {sorted(encoders)}.")
     return {
         "format": FORMAT,
-        "images": {"count": len(source), "fingerprint": source.fingerprint, "classes": list(source.class_names)},
-        "encoders": {name: identity[name] if identity else weights_identity(encoders[name]) for name in encoders},
-        "preprocessing": {"crop": PREPROCESSING, "size": size},
+        "images": {"count": len(split), "fingerprint": split.fingerprint, "spec": split.conditions.spec.identity()},
+        "image_shape": list(split.image_shape),
+        "encoders": {name: identity[name] if identity else encoder_identity(encoders[name]) for name in encoders},
         "dtype": "float32",
         "seed": seed,
         "shard_rows": shard_rows,
     }
 
 
-def store_address(identity: Mapping[str, Any]) -> str:
-    """sha256 of a store's identity: a name under which a cache can keep it."""
-    return hashlib.sha256(canonical(identity)).hexdigest()
-
-
-def weights_identity(module: nn.Module) -> str:
-    """sha256 of a module's printed structure and of every parameter and buffer in its state."""
-    digest = hashlib.sha256(repr(module).encode())
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 class _Matrix:
     """A safetensors file of one float32 matrix, written a few rows at a time so that a shard need not fit in memory."""
 
-    def __init__(self, file: BinaryIO, rows: int, columns: int):
-        self._file, self._digest = file, hashlib.sha256()
-        self.columns = columns
-        entry = {"dtype": "F32", "shape": [rows, columns], "data_offsets": [0, 4 * rows * columns]}
-        header = json.dumps({"features": entry}).encode()
-        header += b" " * (-len(header) % 8)
-        self._put(len(header).to_bytes(8, "little") + header)
+    def __init__(self, file: IO[bytes], rows: int, columns: int):
+        self._file, self.columns = Digested(file), columns
+        self._file.write(safetensors_header([("features", "F32", [rows, columns], 4 * rows * columns)]))
+        self.entry = self._file.entry
 
-    def append(self, block: Float32[Tensor, "k d"]) -> None:
-        self._put(block.cpu().numpy().astype("<f4").tobytes())
-
-    def finish(self) -> dict[str, Any]:
-        """Bring everything to the disk; the file's entry of the manifest."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        return {"sha256": self._digest.hexdigest(), "bytes": self._file.tell()}
-
-    def _put(self, data: bytes) -> None:
-        self._file.write(data)
-        self._digest.update(data)
+    def append(self, block: Float[Tensor, "k d"]) -> None:
+        self._file.write(block.cpu().numpy().astype("<f4").tobytes())
 
 
 class _Counter:
@@ -181,95 +174,80 @@ class _Counter:
 
 def _write_shard(
     folder: Path,
+    address: str,
     rows: Int64[Tensor, " k"],
-    source: ImageSource,
+    split: Split,
     encoders: Mapping[str, nn.Module],
-    size: int,
     micro_batch: int,
     device: str,
     count: Callable[[int], None],
 ) -> None:
-    """The shard of these images of the source, in this order, under a hidden name until it is whole."""
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
-    partial.mkdir()
+    """The shard of these images of the split, in this order."""
     matrices: dict[str, _Matrix] = {}
-    try:
-        with ExitStack() as stack:
-            images = stack.enter_context(closing(source.decoded(rows.tolist(), size, micro_batch)))
-            while batch := list(islice(images, micro_batch)):
-                pixels = torch.stack(batch).to(device).float() / 255
-                for name, features in extract(encoders, pixels, micro_batch).items():
-                    if name not in matrices:
-                        file = stack.enter_context(open(partial / f"features-{name}.safetensors", "wb"))
-                        matrices[name] = _Matrix(file, len(rows), features.shape[1])
-                    matrices[name].append(features)
-                count(len(batch))
-            files = {f"features-{name}.safetensors": matrix.finish() for name, matrix in matrices.items()}
-        data = save({"labels": source.labels[rows], "index": rows.clone()})
-        write_atomic(partial / ROWS_FILE, data)
-        files[ROWS_FILE] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-        dims = {name: matrix.columns for name, matrix in matrices.items()}
-        write_atomic(partial / "shard.json", json.dumps({"rows": len(rows), "dims": dims, "files": files}, indent=1))
-        shutil.rmtree(folder, ignore_errors=True)  # a damaged one
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with sealed_folder(folder, {"of": address, "rows": len(rows)}) as (partial, record), ExitStack() as files:
+        for images in _read_ahead(split, rows, micro_batch):
+            for name, features in extract(encoders, images.to(device), micro_batch).items():
+                if features.ndim != 2 or len(features) != len(images):
+                    raise ValueError(
+                        f"Encoder '{name}' made {list(features.shape)} of {len(images)} images, not [n, d]."
+                    )
+                if name not in matrices:
+                    file = files.enter_context(replaced(partial / features_file(name)))
+                    matrices[name] = _Matrix(file, len(rows), features.shape[1])
+                matrices[name].append(features)
+            count(len(images))
+        record["dims"] = {name: matrix.columns for name, matrix in matrices.items()}
+        record["files"] = {features_file(name): matrix.entry() for name, matrix in matrices.items()}
+        about = {"index": rows.clone(), **state_of(split.conditions[rows])}
+        record["files"][ROWS_FILE] = write_tensors(partial / ROWS_FILE, about)
 
 
-@contextmanager
-def _claimed(path: Path, identity: dict[str, Any]) -> Iterator[None]:
-    """Hold the directory of an unfinished store as its only builder, with what a killed builder left cleared away."""
-    path.mkdir(parents=True, exist_ok=True)
-    claim = path / "identity.json"
-    there = [entry.name for entry in path.iterdir() if not entry.name.startswith(".")]
-    if there and claim.name not in there:
-        raise ValueError(f"{path} holds {there[0]} and is no store; choose an empty or a new directory.")
-    with claimed(path):
-        if claim.exists() and (found := json.loads(claim.read_text())) != identity:
-            odd = [key for key in identity if found.get(key) != identity[key]]
-            has, wanted = (json.dumps({key: where.get(key) for key in odd})[:400] for where in (found, identity))
-            raise ValueError(
-                f"{path} is a store of something else: it has {has}, expected {wanted}. Choose another directory, or "
-                "delete this one."
-            )
-        write_atomic(claim, json.dumps(identity, indent=1))
-        if not _finished(path, identity):
-            (path / "manifest.json").unlink(missing_ok=True)
-        for left in path.glob(".shard-*"):
-            shutil.rmtree(left)
-        yield
+def _read_ahead(split: Split, rows: Int64[Tensor, " k"], size: int) -> Iterator[Tensor]:
+    """The images of some rows in order, `size` at a time; the next are read while these are embedded."""
+    with ThreadPoolExecutor(1) as reader:
+        blocks = rows.split(size)
+        ahead = reader.submit(split.read, blocks[0])
+        for block in blocks[1:]:
+            images, ahead = ahead.result(), reader.submit(split.read, block)
+            yield images
+        yield ahead.result()
 
 
-def _finished(path: Path, identity: dict[str, Any]) -> bool:
+def _finished(path: Path, identity: dict[str, Any], thorough: bool) -> bool:
     """Whether the store is there, is of this identity, and no file of it is missing or cut short."""
-    if not (path / "manifest.json").exists():
+    try:
+        store = FeatureStore(path)
+        if thorough:
+            store.verify()
+        return store.identity == identity
+    except ValueError:
+        return False  # it is built or repaired
+
+
+def _kept(folder: Path, address: str, say: Callable[[str], None]) -> bool:
+    """Whether a shard is there, whole to the byte, and of this store."""
+    if not folder.exists():
         return False
     try:
-        return FeatureStore(path).identity == identity
-    except ValueError:
-        return False  # it is repaired
-
-
-def _record(folder: Path) -> dict[str, Any] | None:
-    """What shard.json says of a shard, or None unless all its files are there in full length."""
-    try:
-        record = json.loads((folder / "shard.json").read_text())
-        whole = all((folder / name).stat().st_size == file["bytes"] for name, file in record["files"].items())
-    except (OSError, ValueError, KeyError, AttributeError):
-        return None
-    return record if whole else None
+        if read_sealed(folder, "It is made again.").get("of") == address:
+            return True
+        say(f"{folder} is of another store. It is made again.")
+    except ValueError as error:
+        say(str(error))
+    return False
 
 
 def _write_manifest(path: Path, identity: dict[str, Any], count: int) -> None:
-    """Wait until every rank has written its shards, then say that the store is whole."""
-    records: list[dict[str, Any]] = []
-    while len(records) < count:
-        if record := _record(shard_folder(path, len(records))):
-            records.append(record)
-        else:
-            time.sleep(0.1)
-    body: dict[str, Any] = {"identity": identity, "address": store_address(identity), "dims": records[0]["dims"]}
-    body["shards"] = [{"rows": record["rows"], "files": record["files"]} for record in records]
-    body["versions"] = {"torch": str(torch.__version__), "pillow": PIL.__version__}
-    body["self"] = hashlib.sha256(canonical(body)).hexdigest()
-    write_atomic(path / "manifest.json", json.dumps(body, indent=1))
+    """Say that the store is whole."""
+    records = [read_sealed(shard_folder(path, shard), "Repeat the command.", content=False) for shard in range(count)]
+    dims = records[0]["dims"]
+    if set(dims) != set(identity["encoders"]) or any(record["dims"] != dims for record in records):
+        raise ValueError(f"The shards of {path} have features of unlike widths or encoders; delete it and build again.")
+    body = {
+        "identity": identity,
+        "address": hash_of(identity),
+        "dims": {name: dims[name] for name in identity["encoders"]},
+        "shards": [{"rows": record["rows"], "files": record["files"]} for record in records],
+        "versions": {"torch": str(torch.__version__), "pillow": PIL.__version__},
+    }
+    write_manifest(path / MANIFEST, body)

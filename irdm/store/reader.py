@@ -1,9 +1,9 @@
 """Reading a store of features: rows of every encoder, larger than memory, checked before they are used.
 
-    STORE/identity.json   what decides the rows: images, encoders, preprocessing, type, seed
-    STORE/shard-00000/    features-<encoder>.safetensors {"features" [k, d]}, rows.safetensors {"labels", "index"} and
-                          shard.json, the sha256 and size of each
-    STORE/manifest.json   the identity, its address and every shard.json; written last, when all is there
+    STORE/identity.json   what decides the rows: images, encoders, shape, type, seed
+    STORE/shard-00000/    features-<encoder>.safetensors {"features" [k, d]}, rows.safetensors {"index", "conditions.*"}
+                          and manifest.json, the sha256 and size of each
+    STORE/manifest.json   the identity, its address and every shard's files; written last, when all is there
 
 Rows are permuted once, by the seed, so that the first rows are a random sample. A shard appears by one rename and never
 changes; its content follows from the identity, so any number of ranks, restarts and repairs make the same files.
@@ -13,8 +13,6 @@ Letters: n rows, k rows of a shard or of an index, d features.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -22,10 +20,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Float32, Int64
-from safetensors import safe_open
+from pydantic import TypeAdapter
 from torch import Tensor
 
-ROWS_FILE = "rows.safetensors"
+from irdm.conditions import Conditions, ConditionSpec
+from irdm.files import MANIFEST, read_manifest, read_tensors, whole
+
+IDENTITY, ROWS_FILE, CONDITION = "identity.json", "rows.safetensors", "conditions."
+AGAIN = "Repeat the command that built it: finished shards are kept."
 
 
 class FeatureStore:
@@ -36,26 +38,31 @@ class FeatureStore:
     """
 
     def __init__(self, path: Path):
-        """Raises ValueError when `path` holds no finished store, or a shard is missing, cut short or altered."""
+        """Raises ValueError when `path` holds no finished store, or a shard is missing or cut short."""
         self.path = Path(path)
-        manifest = _read_manifest(self.path)
-        self.identity: dict[str, Any] = manifest["identity"]
-        self.address: str = manifest["address"]
-        self.dims: dict[str, int] = manifest["dims"]
-        self.class_names = tuple(self.identity["images"]["classes"])
-        self._shards: list[dict[str, Any]] = manifest["shards"]
+        try:
+            manifest = read_manifest(self.path / MANIFEST, AGAIN)
+            self.identity: dict[str, Any] = manifest["identity"]
+            self.address: str = manifest["address"]
+            self.dims: dict[str, int] = manifest["dims"]
+            self._shards: list[dict[str, Any]] = manifest["shards"]
+            self._count: int = self.identity["images"]["count"]
+            rows = sum(record["rows"] for record in self._shards)
+            if set(self.dims) != set(self.identity["encoders"]) or rows != self._count:
+                raise ValueError(f"{self.path} has other rows or encoders than its identity says. {AGAIN}")
+            for shard, record in enumerate(self._shards):
+                for name, entry in record["files"].items():
+                    if problem := whole(shard_folder(self.path, shard) / name, entry, content=False):
+                        raise self._damaged(shard, name, problem)
+        except FileNotFoundError:
+            what = "an unfinished store" if (self.path / IDENTITY).exists() else "no store"
+            raise ValueError(f"{self.path} is {what}: it has no {MANIFEST}. Build it, to its end.") from None
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{self.path / MANIFEST} is no store's ({error!r}). {AGAIN}") from None
         self._open: dict[Path, dict[str, Tensor]] = {}
-        for shard, record in enumerate(self._shards):
-            for name, file in record["files"].items():
-                found = shard_folder(self.path, shard) / name
-                size = found.stat().st_size if found.is_file() else None
-                if size != file["bytes"]:
-                    raise self._damaged(
-                        found, "is missing" if size is None else f"has {size} bytes, not {file['bytes']}"
-                    )
 
     def __len__(self) -> int:
-        return self.identity["images"]["count"]
+        return self._count
 
     @property
     def encoders(self) -> tuple[str, ...]:
@@ -74,14 +81,15 @@ class FeatureStore:
         return StoredRows(self, encoder)
 
     @cached_property
-    def labels(self) -> Int64[Tensor, " n"]:
-        """The class of each row."""
-        return self._column("labels")
+    def conditions(self) -> Conditions:
+        """The condition of each row."""
+        parts = [self.tensors(shard, ROWS_FILE) for shard in range(len(self._shards))]
+        return restored(self.identity["images"]["spec"], len(self), *parts)
 
     @cached_property
     def index(self) -> Int64[Tensor, " n"]:
-        """The number, in the source, of the image behind each row."""
-        return self._column("index")
+        """The number, in the split, of the image behind each row."""
+        return torch.cat([self.tensors(shard, ROWS_FILE)["index"] for shard in range(len(self._shards))])
 
     def verify(self) -> None:
         """Compare the sha256 of every file. Raises ValueError naming the shards that were altered."""
@@ -100,32 +108,25 @@ class FeatureStore:
         path = shard_folder(self.path, shard) / name
         if path not in self._open:
             self._check(shard, name)
-            with safe_open(path, framework="pt") as file:
-                self._open[path] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            self._open[path] = read_tensors(path, AGAIN)[0]
         return self._open[path]
 
     def _check(self, shard: int, name: str) -> None:
-        path, digest = shard_folder(self.path, shard) / name, hashlib.sha256()
-        if not path.is_file():
-            raise self._damaged(path, "is missing")
-        with open(path, "rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-        if digest.hexdigest() != self._shards[shard]["files"][name]["sha256"]:
-            raise self._damaged(path, "was altered: its sha256 is not the manifest's")
+        if problem := whole(shard_folder(self.path, shard) / name, self._shards[shard]["files"][name]):
+            raise self._damaged(shard, name, problem)
 
-    def _column(self, name: str) -> Tensor:
-        return torch.cat([self.tensors(shard, ROWS_FILE)[name] for shard in range(len(self._shards))])
-
-    def _damaged(self, path: Path, what: str) -> ValueError:
-        return ValueError(f"{path} {what}. Delete {path.parent} and rebuild the store: only that shard is made again.")
+    def _damaged(self, shard: int, name: str, problem: str) -> ValueError:
+        folder = shard_folder(self.path, shard)
+        return ValueError(
+            f"{folder / name} {problem}. Delete {folder} and repeat the command that built it: only that is made again."
+        )
 
 
 class StoredRows:
     """The float32 features [n, d] of one encoder, as `irdm.ops.rows.Rows`: only what is asked for is read."""
 
     def __init__(self, store: FeatureStore, encoder: str):
-        self._store, self._file = store, f"features-{encoder}.safetensors"
+        self._store, self._file = store, features_file(encoder)
         self.shape = (len(store), store.dims[encoder])
 
     def __len__(self) -> int:
@@ -157,29 +158,23 @@ class StoredRows:
         return rows
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest, its own checksum compared."""
-    file = path / "manifest.json"
-    try:
-        body = json.loads(file.read_text())
-        claimed = body.pop("self")
-    except FileNotFoundError:
-        what = "an unfinished store" if (path / "identity.json").exists() else "no store"
-        raise ValueError(f"{path} is {what}: it has no manifest.json. Build it, to its end.") from None
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise ValueError(
-            f"{file} cannot be read ({error}). Delete that file and rebuild: the shards are kept."
-        ) from error
-    if claimed != hashlib.sha256(canonical(body)).hexdigest():
-        raise ValueError(f"{file} was altered: its checksum does not match. Delete that file and rebuild.")
-    return body
-
-
 def shard_folder(path: Path, shard: int) -> Path:
     """Where a shard lies in the store at `path`."""
     return path / f"shard-{shard:05d}"
 
 
-def canonical(body: Mapping[str, Any]) -> bytes:
-    """One text for one content, to be hashed."""
-    return json.dumps(body, sort_keys=True).encode()
+def features_file(encoder: str) -> str:
+    """The file of a shard that holds the features of an encoder."""
+    return f"features-{encoder}.safetensors"
+
+
+def state_of(conditions: Conditions) -> dict[str, Tensor]:
+    """The tensors that conditions are kept as in a file; `restored` reads them."""
+    return {f"{CONDITION}{name}": tensor.cpu() for name, tensor in conditions.state.items()}
+
+
+def restored(spec: Mapping[str, Any], count: int, *parts: Mapping[str, Tensor]) -> Conditions:
+    """The conditions of files that follow each other, from the JSON of their spec."""
+    names = [name for name in parts[0] if name.startswith(CONDITION)]
+    state = {name.removeprefix(CONDITION): torch.cat([part[name] for part in parts]) for name in names}
+    return TypeAdapter(ConditionSpec).validate_python(spec).restore(count, state)

@@ -1,0 +1,285 @@
+"""Building a reference on disk: real images -> encoders -> two stores -> what judges, and what trains.
+
+What a reference holds is described in `irdm.store.reference`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import PIL
+import torch
+from pydantic import Field
+from torch import nn
+
+from irdm.config import Config, free
+from irdm.data.base import Dataset, shared
+from irdm.distances import AnyDistance, NystromMMDConfig
+from irdm.distributed import Ranks
+from irdm.encoders import AnyBattery, Battery
+from irdm.encoders.base import encoder_identity
+from irdm.files import (
+    MANIFEST,
+    claim,
+    hash_of,
+    locked,
+    read_sealed,
+    remove,
+    sealed_folder,
+    sha256_of,
+    visible,
+    write_manifest,
+    write_tensors,
+)
+from irdm.reference.fit import fit_distance
+from irdm.reference.opened import OpenReference, open_reference, what_is_fitted, write_fitted
+from irdm.store import FeatureStore, build_store, real_identity
+from irdm.store.reader import state_of
+from irdm.store.real import MIN_IMAGES, write_real
+from irdm.store.reference import ENCODERS, FORMAT, PLAN, ROWS, SAMPLES, WEIGHTS, pixels
+
+SHEET = 60  # val images that are kept for reports
+Say = Callable[[str], None]
+
+
+class ReferenceConfig(Config):
+    """What decides a reference beside its images and its encoders."""
+
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Seed of the order of the rows, the fits and every draw."""
+    rollout: int = Field(default=5120, ge=2)
+    """Batch size of training that the floors are for."""
+    distance: AnyDistance = NystromMMDConfig()
+    """What training minimises."""
+    joint: bool = False
+    """Match features together with their conditions."""
+    table_rows: int = Field(default=50_000, ge=64)
+    """At most this many rows of train and of val are kept to judge with."""
+    only_judge: bool = free(False)
+    """Fit no distances: enough to judge images, and what training needs can be added later."""
+
+
+def build_reference(
+    name: str,
+    dataset: Dataset,
+    battery: Battery,
+    path: Path,
+    config: ReferenceConfig | None = None,
+    *,
+    battery_config: AnyBattery | None = None,
+    weights: Path | None = None,
+    micro_batch: int = 64,
+    device: str = "cpu",
+    ranks: Ranks | None = None,
+    command: str | None = None,
+    progress: Say | None = None,
+) -> OpenReference:
+    """Build the reference at `path`, or what is missing or damaged of it, and open it.
+
+    Interrupted or killed, the same call goes on at the next missing part. Every part records its hashes when it is
+    written, and is kept only when its content still has them. Under torchrun every rank calls this: rows of the stores
+    are divided first, then the encoders, one rank an encoder. Nothing is summed across ranks, so the files are the same
+    for any number of them. Memory: the kept rows of one encoder and what its distance samples.
+
+    Args:
+        name: what it is called in results.
+        dataset: `train`, which a generator should learn, and `val`, real images that are not in it.
+        battery: the encoders.
+        path: its directory, which all ranks share.
+        config: None is the default.
+        battery_config: what made the battery and can make it again; None for encoders of your own.
+        weights: folder of the weights of pretrained encoders.
+        micro_batch: images read and embedded at once; changes memory, not results beyond rounding.
+        device: where to compute.
+        ranks: this process among its peers.
+        command: what the user typed, for messages and `irdm reference show`.
+        progress: receives a line of text now and then.
+
+    Raises:
+        ValueError: for fewer than 50 images, val images that are train's, an image that cannot be used, a directory
+            that holds something else, or one that another process is building.
+        OSError: when the disk is full or cannot be written; what is finished stays.
+    """
+    config, ranks, path = config or ReferenceConfig(), ranks or Ranks(), Path(path)
+    say = progress if progress and ranks.is_main else lambda text: None
+    _check(dataset, config, micro_batch)
+    say(f"reading {len(dataset.train)} train and {len(dataset.val)} val images for their fingerprints")
+    if copies := shared(dataset.train, dataset.val):
+        say(f"warning: {copies} of the {len(dataset.val)} val images are also train images")
+    encoders = dict(battery.to(device).encoders.items())
+    plan = _plan(dataset, battery, encoders, battery_config, weights, config)
+    job = _Job(path, plan, dataset, battery, config, device)
+    finished = False
+    with ExitStack() as held:
+        with ranks.together():
+            if ranks.is_main:
+                finished = job.is_finished()
+            if ranks.is_main and not finished:
+                held.enter_context(locked(path, "built"))
+                claim(path, PLAN, plan, "reference")
+                job.drop_damaged(say)
+                (path / MANIFEST).unlink(missing_ok=True)
+        if ranks.any(finished):
+            say(f"{path} is there already")
+            return open_reference(path, device)
+        train, val = (
+            build_store(
+                getattr(dataset, split),
+                encoders,
+                path / split,
+                seed=config.seed,
+                micro_batch=micro_batch,
+                device=device,
+                ranks=ranks,
+                progress=partial(lambda split, text: say(f"{split}: {text}"), split),
+                identity=plan["encoders"],
+                thorough=True,
+            )
+            for split in ("train", "val")
+        )
+        with ranks.together():
+            for number, encoder in enumerate(encoders):
+                if number % ranks.size == ranks.rank:
+                    job.fit(encoder, train, val, say)
+        with ranks.together():
+            if ranks.is_main:
+                job.finish(name, train, val, command)
+    return open_reference(path, device)
+
+
+def _check(dataset: Dataset, config: ReferenceConfig, micro_batch: int) -> None:
+    if micro_batch < 1:
+        raise ValueError(f"Got a micro-batch of {micro_batch} images; expected at least 1.")
+    for split in (dataset.train, dataset.val):
+        if len(split) < MIN_IMAGES:
+            raise ValueError(
+                f"{split.name} holds {len(split)} image(s); a reference needs at least {MIN_IMAGES} train and as many "
+                "val images, and thousands to mean something."
+            )
+    if not config.only_judge and dataset.train.conditions.spec != dataset.val.conditions.spec:
+        raise ValueError(
+            f"{dataset.train.name} and {dataset.val.name} have other classes, so that what real images score cannot be "
+            "told class by class. Give val the classes of train, or build the reference to judge only."
+        )
+
+
+def _plan(
+    dataset: Dataset,
+    battery: Battery,
+    encoders: Mapping[str, nn.Module],
+    battery_config: AnyBattery | None,
+    weights: Path | None,
+    config: ReferenceConfig,
+) -> dict[str, Any]:
+    """Everything that decides the content of a reference, as plain JSON. Its hash is the address."""
+    identities = {name: encoder_identity(encoder, weights) for name, encoder in encoders.items()}
+    return {
+        "format": FORMAT,
+        **real_identity(dataset, identities, battery.held_out, table_rows=config.table_rows, seed=config.seed),
+        "specs": {side: getattr(dataset, side).conditions.spec.identity() for side in ("train", "val")},
+        "battery": battery_config.identity() if battery_config else {"kind": "own"},
+        "training": what_is_fitted(config.distance, joint=config.joint, rollout=config.rollout, seed=config.seed),
+    }
+
+
+class _Job:
+    """A reference that is being built: its parts, which of them are whole, and how each is made."""
+
+    def __init__(
+        self,
+        path: Path,
+        plan: dict[str, Any],
+        dataset: Dataset,
+        battery: Battery,
+        config: ReferenceConfig,
+        device: str,
+    ):
+        self.path, self.plan, self.dataset, self.battery, self.config, self.device = (
+            path, plan, dataset, battery, config, device,
+        )  # fmt: skip
+        self.address = hash_of(plan)
+        halves = ["real"] if config.only_judge else ["real", "training"]
+        self.wanted = [ROWS, *(f"{half}/{encoder}" for half in halves for encoder in plan["encoders"])]
+        if plan["battery"]["kind"] == "local":
+            self.wanted.append(ENCODERS)
+
+    def is_finished(self) -> bool:
+        """Whether the reference is there, is of this plan, and no part of it is missing or altered."""
+        try:
+            found = open_reference(self.path)
+            stores = all(len(found.store(split)) for split in ("train", "val"))
+        except ValueError:
+            return False  # it is built or repaired
+        return found.address == self.address and stores and all(self._whole(part) for part in self.wanted)
+
+    def drop_damaged(self, say: Say) -> None:
+        """Remove what is there of parts that are not, to the byte, what was written."""
+        for half in ("real", "training"):
+            for encoder in visible(self.path / half):
+                self._drop_damaged(f"{half}/{encoder}", say)
+        for part in (ROWS, ENCODERS):
+            if (self.path / part).exists():
+                self._drop_damaged(part, say)
+
+    def fit(self, encoder: str, train: FeatureStore, val: FeatureStore, say: Say) -> None:
+        """The parts of one encoder, unless they are there."""
+        real, training = (self.path / half / encoder for half in ("real", "training"))
+        if not real.exists():
+            say(f"{encoder}: what evaluation compares with")
+            rows = self.config.table_rows
+            write_real(real, self.address, train[encoder], val[encoder], table_rows=rows, device=self.device)
+        if not training.exists() and not self.config.only_judge:
+            say(f"{encoder}: the distance and its floor")
+            distance, floor = fit_distance(
+                self.config.distance,
+                train[encoder],
+                val[encoder],
+                (train.conditions, val.conditions),
+                joint=self.config.joint,
+                rollout=self.config.rollout,
+                seed=self.config.seed,
+                device=self.device,
+            )
+            write_fitted(training, self.address, distance, floor)
+
+    def finish(self, name: str, train: FeatureStore, val: FeatureStore, command: str | None) -> None:
+        """Write the parts that belong to no encoder, then say that the reference is whole."""
+        stores = {"train": train, "val": val}
+        if not (self.path / ROWS).exists():
+            shown, split = slice(0, SHEET), self.dataset.val
+            samples = {"images": pixels(split.read(val.index[shown])), **state_of(val.conditions[shown])}
+            kept = slice(0, self.config.table_rows)
+            sides = {f"{side}.safetensors": state_of(store.conditions[kept]) for side, store in stores.items()}
+            self._write(ROWS, {**sides, SAMPLES: samples})
+        if ENCODERS in self.wanted and not (self.path / ENCODERS).exists():
+            self._write(ENCODERS, {WEIGHTS: self.battery.state_dict()})
+        there = [ROWS, ENCODERS, *(f"{half}/{n}" for half in ("real", "training") for n in self.plan["encoders"])]
+        parts = {part: sha256_of(self.path / part / MANIFEST) for part in there if (self.path / part).exists()}
+        assert set(self.wanted) <= set(parts)
+        body: dict[str, Any] = {"name": name, "address": self.address, "plan": self.plan, "parts": parts}
+        body["stores"] = {side: store.address for side, store in stores.items()}
+        versions = {"torch": str(torch.__version__), "pillow": PIL.__version__}
+        write_manifest(self.path / MANIFEST, {**body, "command": command, "versions": versions})
+
+    def _write(self, part: str, files: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+        with sealed_folder(self.path / part, {"of": self.address}) as (folder, record):
+            record["files"] = {name: write_tensors(folder / name, tensors) for name, tensors in files.items()}
+
+    def _whole(self, part: str) -> bool:
+        try:
+            return read_sealed(self.path / part, "").get("of") == self.address
+        except ValueError:
+            return False
+
+    def _drop_damaged(self, part: str, say: Say) -> None:
+        try:
+            if read_sealed(self.path / part, "It is made again.").get("of") == self.address:
+                return
+            say(f"{self.path / part} is of another reference. It is made again.")
+        except ValueError as error:
+            say(str(error))
+        remove(self.path / part)

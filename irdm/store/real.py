@@ -1,0 +1,66 @@
+"""The real side of an evaluation on disk, and what identifies it, on disk or in memory.
+
+Letters: n train rows, v val rows, d features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from irdm.data.base import Dataset
+from irdm.files import sealed_folder, write_tensors
+from irdm.ops.gaussian import Moments
+from irdm.ops.rows import Rows, row_blocks
+from irdm.ops.sampling import generator_for
+
+MIN_IMAGES = 50  # below this the jackknife's folds and the balls of five neighbours say nothing
+FILE = "real.safetensors"
+
+
+def row_order(count: int, seed: int) -> Int64[Tensor, " n"]:
+    """The random order of the rows of real features: one of every table with as many, on disk or in memory."""
+    return torch.randperm(count, generator=generator_for("store", seed))
+
+
+def real_identity(
+    dataset: Dataset, encoders: Mapping[str, str], held_out: Sequence[str], *, table_rows: int, seed: int
+) -> dict[str, Any]:
+    """What decides the real side of an evaluation, as plain JSON: `Real.identity`.
+
+    Args:
+        dataset: the real images.
+        encoders: {name: `encoder_identity`}.
+        held_out: those of them that train no generator.
+        table_rows: at most this many rows of train and of val are compared with.
+        seed: of the order of the rows.
+    """
+    sides = {"train": dataset.train, "val": dataset.val}
+    return {
+        **{name: {"count": len(split), "fingerprint": split.fingerprint} for name, split in sides.items()},
+        "image_shape": list(dataset.image_shape),
+        "encoders": dict(encoders),
+        "held_out": list(held_out),
+        "table_rows": table_rows,
+        "seed": seed,
+    }
+
+
+def write_real(folder: Path, of: str, train: Rows, val: Rows, *, table_rows: int, device: str = "cpu") -> None:
+    """The real side under one encoder: the first rows of train and of val, and the moments of all train rows."""
+    moments = Moments.of(block.to(device) for block in row_blocks(train))
+    tensors = {f"moments.{name}": tensor for name, tensor in moments.state_dict().items()}
+    tensors |= {name: rows[0 : min(len(rows), table_rows)] for name, rows in (("train", train), ("val", val))}
+    with sealed_folder(folder, {"of": of}) as (partial, record):
+        record["files"][FILE] = write_tensors(partial / FILE, tensors)
+
+
+def read_real(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Moments]:
+    """What `write_real` wrote: train rows [n, d], val rows [v, d], and moments."""
+    moments = {name.removeprefix("moments."): tensor for name, tensor in tensors.items() if name.startswith("moments.")}
+    return tensors["train"], tensors["val"], Moments.load(moments)
