@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import math
 import os
 import re
 import shutil
@@ -13,18 +15,21 @@ from pathlib import Path
 
 import torch
 
+from irdm.build import cache_dir, resolve_device
+from irdm.conditions import ClassSpec, NoSpec
 from irdm.data import Dataset
-from irdm.data.images import physical_memory
-from irdm.encoders.panel import PANEL, PanelBatteryConfig, entries
+from irdm.data.base import Shape
+from irdm.encoders.panel import PanelBatteryConfig, entries
 from irdm.encoders.weights import Weights, weights_folder
-from irdm.estimate import FLOAT, Estimate, estimate, matmul_rate, step_seconds
-from irdm.judging import ReferenceFolder
+from irdm.estimate import FLOAT, Estimate, encoder_costs, estimate, matmul_rate, step_seconds
+from irdm.memory import physical_memory
 from irdm.presets import RunConfig
-from irdm.run import cache_dir, resolve_device
+from irdm.store.reference import StoredReference
 
 BYTES_A_PARAMETER = 16  # a checkpoint holds float32 weights, their average and two moments
 SPARE = 64 * 2**20  # the battery, samples, metrics and the report
 GIB = 2**30
+DAY = 86_400.0  # seconds
 
 
 def check(config: RunConfig, out: Path) -> Iterator[tuple[str, bool, str]]:
@@ -37,13 +42,14 @@ def check(config: RunConfig, out: Path) -> Iterator[tuple[str, bool, str]]:
         "output": lambda: _writable(out),
         "cache": lambda: _writable(cache_dir()),
         "disk": needs.disk,
+        "memory": needs.memory,
+        "time": needs.time,
+        "reference": needs.reference,
     }
     if getattr(config.generator, "weights", None):
         looks["weights"] = needs.weights
     if needs.panel:
-        looks |= {"encoders": needs.encoders, "memory": needs.memory, "time": needs.time}
-    if needs.panel or config.reference:
-        looks["reference"] = needs.reference
+        looks["encoders"] = needs.encoders
     for name, look in looks.items():
         try:
             yield name, True, look()
@@ -64,15 +70,14 @@ class Needs:
         return self.config.data.build()
 
     @cached_property
-    def shape(self) -> tuple[tuple[int, int, int], int]:
-        """(image shape, classes): those of the data, or of ImageNet while the pictures are not there."""
+    def shape(self) -> tuple[Shape, ClassSpec | NoSpec]:
+        """Image shape and conditions: those of the data, or of ImageNet while the pictures are not there."""
         try:
-            return self.dataset.image_shape, self.dataset.num_classes
+            return self.dataset.image_shape, self.dataset.train.conditions.spec
         except (ValueError, OSError):
-            size = getattr(self.config.data, "size", None)
-            if size is None:
+            if self.panel is None or not (size := getattr(self.config.data, "size", None)):
                 raise
-            return (3, size, size), 1000
+            return (3, size, size), ClassSpec(names=tuple(map(str, range(1000))))
 
     @property
     def devices(self) -> int:
@@ -90,25 +95,32 @@ class Needs:
         return estimate(self.config, *self.shape, self.devices)
 
     def packages(self) -> str:
-        """Versions of what irdm depends on, and of the panel's packages where it is used."""
+        """Versions of what irdm depends on, and of the panel's packages where it is used: each is imported."""
         wanted = "panel" if self.panel else None
         try:
             required = [r for r in metadata.requires("irdm") or [] if _extra(r) in (None, wanted)]
         except metadata.PackageNotFoundError:
             raise ValueError("irdm itself is not installed. Install it: pip install -c constraints.txt .") from None
-        names = [match[0] for r in required if (match := re.match(r"[\w.-]+", r))]
-        found: dict[str, str] = {}
-        for name in names:
+        modules: dict[str, list[str]] = {}
+        for module, names in metadata.packages_distributions().items():
+            for name in names if module.isidentifier() and not module.startswith("_") else ():
+                modules.setdefault(_normal(name), []).append(module)
+        found, missing, broken = [], [], []
+        for name in (match[0] for r in required if (match := re.match(r"[\w.-]+", r))):
             try:
-                found[name] = metadata.version(name)
+                found.append(f"{name} {metadata.version(name)}")
+                there = modules.get(_normal(name), [name])
+                importlib.import_module(next((m for m in there if _normal(m) == _normal(name)), there[0]))
             except metadata.PackageNotFoundError:
-                continue
-        if missing := [name for name in names if name not in found]:
+                missing.append(name)
+            except Exception as error:  # whatever a package raises that was built for another one
+                broken.append(f"{found.pop()} ({type(error).__name__}: {error})".splitlines()[0])
+        if missing or broken:
             mend = f"'.[{wanted}]'" if wanted else "."
-            raise ValueError(
-                f"not installed: {', '.join(missing)}. Install them: pip install -c constraints.txt {mend}"
-            )
-        return ", ".join(f"{name} {version}" for name, version in found.items())
+            parts = [f"not installed: {', '.join(missing)}"] * bool(missing)
+            parts += [f"installed, but cannot be imported: {', '.join(broken)}"] * bool(broken)
+            raise ValueError(f"{'; '.join(parts)}. Install them: pip install -c constraints.txt {mend}")
+        return ", ".join(found)
 
     def device_name(self) -> str:
         """The device and how many there are."""
@@ -118,12 +130,10 @@ class Needs:
 
     def data(self) -> str:
         """Sizes of the splits."""
-        dataset = self.dataset
-        present = len(dataset.train.labels.unique())
-        if self.config.rollout < present:
-            raise ValueError(f"the rollout is {self.config.rollout} but there are {present} classes; raise --rollout.")
-        sizes = f"{len(dataset.train)} train, {len(dataset.val)} val, {len(dataset.test)} test"
-        return f"{dataset.name}: {sizes}, {dataset.num_classes} classes, {'x'.join(map(str, dataset.image_shape))}"
+        dataset, spec = self.dataset, self.dataset.train.conditions.spec
+        classes = f"{spec.width} classes" if spec.width else "no classes"
+        shape = "x".join(map(str, dataset.image_shape))
+        return f"{dataset.name}: {len(dataset.train)} train, {len(dataset.val)} val, {classes}, {shape}"
 
     def weights(self) -> str:
         """The file that training starts from."""
@@ -154,19 +164,18 @@ class Needs:
         """The prebuilt reference, or room to fit one in memory."""
         config = self.config
         if config.reference:
-            folder = ReferenceFolder(config.reference)
-            if self.panel and (missing := {*self.panel.names} - {*folder.plan["encoders"]}):
+            stored = StoredReference(config.reference)
+            if self.panel and (missing := {*self.panel.names} - {*stored.names}):
                 raise ValueError(f"{config.reference} lacks the encoders {', '.join(sorted(missing))}; build it anew.")
-            return f"{folder.name}, {folder.plan['train']['count']} images, {len(folder.plan['encoders'])} encoders"
-        assert self.panel
-        width = sum(PANEL[name].dim for name in self.panel.held_in)
-        pixels = torch.Size(self.shape[0]).numel()
+            return f"{stored.name}, {stored.plan['train']['count']} images, {len(stored.names)} encoders"
+        image_shape, spec = self.shape
+        width = sum(dim for _, dim in encoder_costs(config.battery, image_shape, spec).values())
         mend = "`irdm reference build NAME --train DIR --val DIR --panel panel`, then --reference references/NAME"
         try:
             rows = len(self.dataset.train) + len(self.dataset.val)
         except (ValueError, OSError):
             raise ValueError(f"none, and no data to make one from: {mend}") from None
-        needed = FLOAT * (pixels + width) * rows
+        needed = FLOAT * (torch.Size(image_shape).numel() + width) * rows
         text = f"none: real images are held and encoded at each start, {needed / GIB:.1f} GiB in memory"
         if needed > physical_memory() / 2:
             raise ValueError(f"{text}, of {physical_memory() / GIB:.1f} there are. Build one: {mend}")
@@ -174,15 +183,15 @@ class Needs:
 
     def disk(self) -> str:
         """Room for the checkpoints."""
-        (image_shape, classes), config = self.shape, self.config
+        config = self.config
         with torch.device("meta"):
-            network = config.generator.build(image_shape, classes)
-        parameters = sum(p.numel() for p in network.parameters())
+            network = config.generator.build(*self.shape)
+        parameters = sum(parameter.numel() for parameter in network.trained().values())
         needed = SPARE + (config.keep_checkpoints + 1) * BYTES_A_PARAMETER * parameters
         free = shutil.disk_usage(_existing(self.out)).free
         text = f"{free / GIB:.1f} GiB free, about {needed / GIB:.1f} GiB needed for {parameters / 1e6:.2f}M parameters"
         if free < needed:
-            raise ValueError(f"{text}; free some, choose another --out, or lower --keep_checkpoints.")
+            raise ValueError(f"{text}; free some, choose another --out, or lower --keep-checkpoints.")
         return text
 
     def memory(self) -> str:
@@ -193,19 +202,36 @@ class Needs:
         parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in self.cost.memory.items() if size)
         text = f"estimate: {needed / GIB:.1f} GiB a device, of {there / GIB:.1f} there are ({parts})"
         if needed > there:
-            raise ValueError(f"{text}; lower --micro_batch, hold fewer encoders, or use a larger device.")
+            raise ValueError(f"{text}; lower --micro-batch, hold fewer encoders, or use a larger device.")
         return text
 
     def time(self) -> str:
         """Seconds of a step, from one measured matrix product."""
         rate = matmul_rate(self.device)
         seconds = step_seconds(self.cost.flops, rate, self.devices)
-        days = seconds * self.config.steps / 86400
-        where = f"{self.devices} x {rate / 1e12:.3g} TFLOP/s" if self.device != "cpu" else f"{rate / 1e9:.3g} GFLOP/s"
-        text = f"estimate: {self.cost.flops / 1e15:.3g} PFLOP a step, {seconds:,.3g} s at half of {where} measured"
-        if self.device == "cpu" and days > 1:
-            return f"{text}: on this CPU the run would take {days:,.0f} days. It needs a GPU; --limit 64 tries it out"
-        return f"{text}: about {days:,.2g} days for {self.config.steps} steps"
+        whole = seconds * self.config.steps
+        where = f"{self.devices} x {_flops(rate)}" if self.devices > 1 else _flops(rate)
+        text = f"estimate: {_flops(self.cost.flops)} a step, {seconds:,.3g} s at half of {where}/s measured"
+        if self.device == "cpu" and whole > DAY:
+            return f"{text}: on this CPU the run would take {_duration(whole)}. It needs a GPU; --limit 96 tries it out"
+        return f"{text}: about {_duration(whole)} for {self.config.steps} steps"
+
+
+def _flops(number: float) -> str:
+    power = min(max(int(math.log10(max(number, 1)) // 3), 3), 5)
+    return f"{number / 1000**power:,.3g} {'GTP'[power - 3]}FLOP"
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", DAY), ("hours", 3600), ("minutes", 60)):
+        if seconds >= size:
+            return f"{seconds / size:,.2g} {unit}"
+    return f"{seconds:.2g} seconds"
+
+
+def _normal(name: str) -> str:
+    """The name of a package as it compares: torch_fidelity is torch-fidelity."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _extra(requirement: str) -> str | None:

@@ -1,13 +1,15 @@
 """What a run will cost, before it is started: parameters, memory on a device, arithmetic and time of a step.
 
-Estimates, and no more: networks are counted without being run (without the attention products, a few per cent), and a
-device is judged by one matrix product.
+Estimates, and no more: networks are counted (without the attention products, a few per cent), the distance by its
+largest matrix products, and a device is judged by one of those.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +17,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from irdm.encoders.panel import PANEL, PanelBatteryConfig
+from irdm.conditions import ClassSpec, NoSpec
+from irdm.data.base import Shape
+from irdm.distances import AnyDistance
+from irdm.encoders import AnyBattery, LocalBatteryConfig, PanelBatteryConfig
+from irdm.encoders.panel import PANEL
 from irdm.generators import AnyGenerator, PixelMeanFlowConfig
 from irdm.presets import RunConfig
 
@@ -56,9 +62,10 @@ PANEL_COSTS = {
 
 
 def count(network: nn.Module, *inputs: Tensor) -> Cost:
-    """A network on the meta device, for one row of the inputs there; nothing is allocated or computed."""
-    with FakeTensorMode(allow_non_fake_inputs=True):  # autocast does not know the meta device
-        network = network.to_empty(device="cpu")
+    """A network, for one row of the inputs; one on the meta device is counted with nothing allocated or computed."""
+    on_meta = any(tensor.is_meta for tensor in inputs)
+    with FakeTensorMode(allow_non_fake_inputs=True) if on_meta else nullcontext():  # autocast knows no meta device
+        network = network.to_empty(device="cpu") if on_meta else network
         (flops, kept), (more_flops, more_kept) = (_run(network, inputs, rows) for rows in (2, 4))
     # What does not grow with the rows, such as weights in another precision, is no row's.
     parameters = sum(p.numel() for p in network.parameters())
@@ -74,19 +81,46 @@ def _run(network: nn.Module, inputs: Sequence[Tensor], rows: int) -> tuple[int, 
         kept[storage._cdata] = tensor, storage.nbytes()
         return tensor
 
-    batch = [torch.empty(rows, *tensor.shape[1:], dtype=tensor.dtype, device="cpu") for tensor in inputs]
+    batch = [
+        torch.zeros(rows, *tensor.shape[1:], dtype=tensor.dtype, device="cpu", requires_grad=tensor.requires_grad)
+        for tensor in inputs
+    ]
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
     with FlopCounterMode(display=False) as counter, hooks:
         network(*batch)
     return counter.get_total_flops(), sum(size for _, size in kept.values())
 
 
-def generator_cost(config: AnyGenerator, image_shape: tuple[int, int, int], num_classes: int) -> Cost:
+def generator_cost(config: AnyGenerator, image_shape: Shape, spec: ClassSpec | NoSpec) -> Cost:
     """A generator, from its configuration. Raises ValueError for one that cannot draw such images."""
     with torch.device("meta"):
-        network = config.build(image_shape, num_classes)
-        shape: tuple[int, ...] = network.noise_shape  # type: ignore[assignment]
-        return count(network, torch.empty(1, *shape), torch.empty(1, dtype=torch.int64))
+        network = config.build(image_shape, spec)
+        conditions = [torch.empty(1, dtype=torch.int64)] if spec.width else []
+        return count(network, torch.empty(1, *network.noise_shape), *conditions)
+
+
+def encoder_costs(config: AnyBattery, image_shape: Shape, spec: ClassSpec | NoSpec) -> dict[str, tuple[Cost, int]]:
+    """{encoder: (cost, numbers of a feature)}, without weights or data."""
+    if isinstance(config, PanelBatteryConfig):
+        return {name: (PANEL_COSTS[name], PANEL[name].dim) for name in config.names}
+    if not isinstance(config, LocalBatteryConfig):
+        return {"identity": (Cost(0, 0, 0), math.prod(image_shape))}
+    battery, image = config._blank(image_shape, taught=spec.width > 1), torch.zeros(1, *image_shape)
+    return {
+        name: (count(encoder.network, image.requires_grad_()), encoder.dim)
+        for name, encoder in battery.encoders.items()
+    }
+
+
+def distance_flops(config: AnyDistance, rollout: int, width: int) -> float:
+    """Of one value and its gradient for features of `width` numbers: the matrix products of its largest part."""
+    columns = {
+        "nystrom-mmd": rollout + getattr(config, "landmarks", 0),
+        "rff-mmd": getattr(config, "features", 0),
+        "sliced-wasserstein": getattr(config, "directions", 0),
+        "frechet": width,
+    }.get(config.kind, 2 * rollout)  # those that compare with a batch of real rows
+    return 6.0 * rollout * columns * width
 
 
 @dataclass(frozen=True)
@@ -98,30 +132,35 @@ class Estimate:
     flops: float
 
 
-def estimate(config: RunConfig, image_shape: tuple[int, int, int], num_classes: int, ranks: int = 1) -> Estimate:
-    """A run with the panel. Letters of method.md: N images a step, m landmarks, d features."""
-    assert isinstance(config.battery, PanelBatteryConfig)
-    generator = generator_cost(config.generator, image_shape, num_classes)
-    trained = [PANEL_COSTS[name] for name in config.battery.held_in]
-    widths = sum(PANEL[name].dim for name in config.battery.held_in)
+def estimate(config: RunConfig, image_shape: Shape, spec: ClassSpec | NoSpec, ranks: int = 1) -> Estimate:
+    """A step of a run. Letters of method.md: N images a step, m landmarks, d features."""
+    generator = generator_cost(config.generator, image_shape, spec)
+    encoders = encoder_costs(config.battery, image_shape, spec)
+    held_in = getattr(config.battery, "held_in", tuple(encoders))
+    trained = [encoders[name] for name in held_in if name in encoders]
+    largest = max((cost for cost, _ in trained), key=lambda cost: cost.graph_bytes)
+    joint = spec.width if config.joint else 0
+    widths = sum(dim + joint for _, dim in trained)
     micro_batch = min(config.micro_batch or config.rollout, -(-config.rollout // ranks))
     memory = {
         "weights, average, moments, gradient": 5 * FLOAT * generator.parameters,
-        "encoders": FLOAT * sum(PANEL_COSTS[name].parameters for name in config.battery.names),
-        "half-precision weights of one encoder": 2 * max(cost.parameters for cost in trained),
+        "encoders": FLOAT * sum(cost.parameters for cost, _ in encoders.values()),
+        "half-precision weights of one encoder": 2 * max(cost.parameters for cost, _ in trained),
         "references": FLOAT * widths * getattr(config.distance, "landmarks", 0),
         "features and their gradients": 3 * FLOAT * widths * config.rollout,
-        f"micro-batch of {micro_batch}": micro_batch
-        * (generator.graph_bytes + max(cost.graph_bytes for cost in trained)),
-        "graphs kept": config.graph_memory_gib * 2**30,
+        f"micro-batch of {micro_batch}": micro_batch * (generator.graph_bytes + largest.graph_bytes),
+        "graphs kept": (config.graph_memory_gib or 0) * 2**30,  # unset, what is free: never too much
     }
+    if not isinstance(config.battery, PanelBatteryConfig):
+        del memory["half-precision weights of one encoder"]
     if ranks > 1:
         memory["gradient on its way"] = FLOAT * generator.parameters
     recomputed = isinstance(config.generator, PixelMeanFlowConfig) and config.generator.gradient_checkpointing
     # Pass 1 forward; pass 3 forward and backward, where the generator's weights and inputs both have a gradient and the
     # encoders only hand one on. Held-out encoders run at checks alone.
-    image = (5 if recomputed else 4) * generator.flops + 3 * sum(cost.flops for cost in trained)
-    return Estimate(generator.parameters, memory, config.rollout * image)
+    image = (5 if recomputed else 4) * generator.flops + 3 * sum(cost.flops for cost, _ in trained)
+    compared = sum(distance_flops(config.distance, config.rollout, dim + joint) for _, dim in trained)
+    return Estimate(generator.parameters, memory, config.rollout * image + compared)
 
 
 def matmul_rate(device: str, seconds: float = 0.5) -> float:

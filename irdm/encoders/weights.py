@@ -18,10 +18,9 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load, load_file
 
-from irdm.checkpoint import sha256_of, write_atomic
+from irdm.files import read_json, sha256_of, write_atomic
 
 MANIFEST = "manifest.json"
 
@@ -54,19 +53,28 @@ def weights_folder(folder: Path | None = None) -> Path:
 
 
 def read_state(path: Path, data: bytes | None = None) -> dict[str, Any]:
-    """The tensors of a safetensors file or of a plain PyTorch one (never unpickled).
+    """The tensors of a safetensors file or of a plain PyTorch one (never unpickled), by name.
 
-    With `data` these bytes are read instead: those of a member of an archive, which `path` names. Raises ValueError
-    naming the path when there are no tensors, or more than tensors.
+    A training checkpoint gives {"state_dict": tensors by name}, without what else is in it. With `data` these bytes are
+    read instead: those of a member of an archive, which `path` names.
+
+    Raises ValueError naming the path when it holds anything else, or cannot be read.
     """
     try:
         if path.suffix == ".safetensors":
             return load_file(path) if data is None else load(data)
-        return torch.load(path if data is None else io.BytesIO(data), map_location="cpu", weights_only=True)
+        state = torch.load(path if data is None else io.BytesIO(data), map_location="cpu", weights_only=True)
     except UnpicklingError:  # whose text advises to read the file unsafely
         raise ValueError(f"{path} holds no weights, or other objects beside them: not read. Fetch it again.") from None
-    except (SafetensorError, RuntimeError, OSError, ValueError, EOFError) as error:
+    except Exception as error:  # a damaged pickle can raise anything
         raise ValueError(f"{path} holds no weights that can be read ({error}); fetch it again.") from error
+    checkpoint = isinstance(state, dict) and "state_dict" in state
+    tensors = state["state_dict"] if checkpoint else state
+    if not isinstance(tensors, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in tensors.items()
+    ):
+        raise ValueError(f"{path} holds a {type(tensors).__name__} of other things than named tensors; fetch it again.")
+    return {"state_dict": tensors} if checkpoint else tensors
 
 
 class Weights:
@@ -151,14 +159,15 @@ class Weights:
         path = self.folder / MANIFEST
         if not path.is_file():
             return {}
-        try:
-            body = json.loads(path.read_text())
-            recorded = body["revision"], dict(body["sha256"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} cannot be read ({error}); delete it, then {self.mend}.") from error
-        if self.source.revision and recorded[0] not in (None, self.source.revision):
+        mend = f"Delete it, then {self.mend}."
+        body = read_json(path, mend)
+        revision, digests = body.get("revision"), body.get("sha256")
+        whole = isinstance(revision, str | None) and isinstance(digests, dict)
+        if not whole or not all(isinstance(digest, str) for digest in digests.values()):
+            raise ValueError(f"{path} was altered: it holds no record of weights. {mend}")
+        if self.source.revision and revision not in (None, self.source.revision):
             raise ValueError(
-                f"{path} records the revision {recorded[0]}, expected {self.source.revision}: these are the weights of "
+                f"{path} records the revision {revision}, expected {self.source.revision}: these are the weights of "
                 f"another version of irdm. Delete {self.folder}, then {self.mend}."
             )
         return body
