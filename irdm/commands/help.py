@@ -30,14 +30,17 @@ def explain(name: str, model: type[BaseModel]) -> str:
     return "\n".join(lines)
 
 
-def describe(model: type[BaseModel], data: Mapping[str, Any]) -> str:
-    """Every field of a run as `--name TYPE  (now: value)` with its docstring below, grouped by component."""
+def describe(model: type[BaseModel], data: Mapping[str, Any], prefix: str = "") -> str:
+    """Every field as `--name TYPE  (now: value)` with its docstring below, grouped by component.
+
+    Free fields are marked: they change memory, time or display, but no number.
+    """
     groups: dict[str, list[str]] = {}
-    for path, field, value in plain_fields(model, data):
+    for path, field, value in plain_fields(model, data, prefix and f"{prefix}."):
         group = path.rpartition(".")[0]
         lines = groups.setdefault(group, [f"{group or 'run'}:"])
         now = "required" if value is PydanticUndefined else f"now: {shown(value)}"
-        kinds = _siblings(model, data, path)
+        kinds = [] if prefix else _siblings(model, data, path)
         text = f"One of {', '.join(kinds)}; another one starts from its own defaults." if kinds else None
         lines += _entry(written(path), field, f"({now}{'; free' if mark(field, 'free') else ''})", text)
     for name, field in model.model_fields.items():

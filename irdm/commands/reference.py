@@ -15,11 +15,12 @@ from irdm.fields import UsageError, nearest, validate
 from irdm.overrides import Options, others, override, word
 
 if TYPE_CHECKING:
+    from irdm.encoders import PanelBatteryConfig
     from irdm.presets import RunConfig
 
 REFERENCES = Path("references")
 LOCAL, PANEL, PANEL_SIZE = "local", "panel", 256
-FEWEST = 50  # images of train and of val
+FEWEST = 50  # images of train and of val: irdm.store.real.MIN_IMAGES, which is not imported for --help
 
 
 class Build(Config):
@@ -94,6 +95,7 @@ def show(given: Show, command: str) -> int:
 def build(given: Build, command: str) -> int:
     """Open the images, fit or load the encoders, build the rest."""
     from irdm.build import cache_dir, resolve_device
+    from irdm.data.base import shared
     from irdm.distributed import Ranks
     from irdm.reference import ReferenceConfig, build_reference
 
@@ -103,9 +105,12 @@ def build(given: Build, command: str) -> int:
     say = (lambda text: print(text, flush=True)) if ranks.is_main else (lambda text: None)
     with ranks.together():
         dataset = config.data.build()
+        copies = shared(dataset.train, dataset.val)
         for side, split in (("train", dataset.train), ("val", dataset.val)):
             if len(split) < FEWEST:
                 raise ValueError(f"{split.name} has {len(split)} {side} images; a reference needs at least {FEWEST}.")
+    if copies:
+        say(f"note: {copies} of the {len(dataset.val)} val images are also in train")
     battery = ranks.main_first(lambda: config.battery.fit(dataset, cache_dir=cache_dir(), progress=say))
     out = given.out or REFERENCES / given.name
     reference = build_reference(
@@ -169,18 +174,16 @@ def _of_folders(given: Build) -> RunConfig:
     return RunConfig(data=data, battery=battery, rollout=5120, joint=False)
 
 
-def pretrained(names: tuple[str, ...]):
+def pretrained(names: tuple[str, ...]) -> PanelBatteryConfig:
     """The panel, or the encoders of it that are named, each on its own side. Raises UsageError for an unknown name."""
-    from irdm.encoders.panel import PANEL as ROWS
-    from irdm.encoders.panel import PanelBatteryConfig
+    from irdm.encoders import PanelBatteryConfig
 
     full = PanelBatteryConfig()
     if names == (PANEL,):
         return full
-    if unknown := [name for name in names if name not in ROWS]:
-        raise UsageError(f"--panel has no encoder '{unknown[0]}'{nearest(unknown[0], [LOCAL, PANEL, *ROWS])}")
-    sides = {"held_in": full.held_in, "held_out": full.held_out}
-    return PanelBatteryConfig(**{side: tuple(n for n in of if n in names) for side, of in sides.items()})
+    if unknown := [name for name in names if name not in full.names]:
+        raise UsageError(f"--panel has no encoder '{unknown[0]}'{nearest(unknown[0], [LOCAL, PANEL, *full.names])}")
+    return full.some(names)
 
 
 def find_reference(reference: Path) -> Path:

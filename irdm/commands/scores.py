@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from irdm.evaluation import Result
     from irdm.metrics.score import Estimate
 
@@ -24,12 +26,33 @@ def score_table(result: Result) -> str:
                 (f"  {name}", _value(found), "", "", _interval(found), _number(found.control))
                 for name, found in score.encoders.items()
             ]
+    return "\n".join([*_aligned(rows), *(f"\nnote: {warning}" for warning in result.warnings)])
+
+
+def comparison_table(found: Mapping[str, Any]) -> str:
+    """A row a score and group, or encoder where they have no common scale: A, B, B - A, interval, the better one."""
+    rows = [("", "A", "B", "B - A", "95% interval", "")]
+    for metric in found["metrics"].values():
+        parts = {"mean": metric["label"], "held_in": "  held in", "held_out": "  held out"}
+        parts = {label: metric[group] for group, label in parts.items() if metric.get(group)}
+        if not parts:
+            parts = {f"{metric['label']} {name}": part for name, part in metric["per_encoder"].items()}
+        for label, part in parts.items():
+            low, high = map(_number, part["ci95"])
+            numbers = (_number(part[key]) for key in ("a", "b", "difference"))
+            better = f"{part['better'].upper()} is better" if part["better"] else ""
+            rows.append((label, *numbers, f"{low} to {high}", better))
+    return "\n".join(_aligned(rows))
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    """The first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for label, *cells in rows:
         padded = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
         lines.append("  ".join([label.ljust(widths[0]), *padded]).rstrip())
-    return "\n".join(lines + [f"\nnote: {warning}" for warning in result.warnings])
+    return lines
 
 
 def _value(estimate: Estimate | None) -> str:
