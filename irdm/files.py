@@ -21,6 +21,7 @@ from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load
 from torch import Tensor
 
 LOCK, MANIFEST = ".lock", "manifest.json"
@@ -329,9 +330,14 @@ def read_tensors(path: Path, mend: str, device: str = "cpu") -> tuple[dict[str, 
     Raises ValueError (with `mend`) when it is missing or no such file.
     """
     try:
+        if str(path).encode(errors="replace").decode() != str(path):
+            data = path.read_bytes()  # a name that is no UTF-8, which safe_open does not take
+            tensors, size = load(data), int.from_bytes(data[:8], "little")
+            notes = json.loads(data[8 : 8 + size]).get("__metadata__", {})
+            return {name: tensor.to(device) for name, tensor in tensors.items()}, notes
         with safe_open(path, framework="pt", device=device) as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError, UnicodeError) as error:
+    except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} cannot be read as tensors ({error}). {mend}") from None
 
 

@@ -1,13 +1,20 @@
-"""Checkpoints: whole or refused by name."""
+"""Checkpoints: whole or refused by name, and the one before them used."""
 
 import os
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from torch import nn
 
-from irdm import checkpoint
-from irdm.checkpoint import load_checkpoint, load_latest, save_checkpoint, write_atomic
+from irdm.checkpoint import (
+    load_checkpoint,
+    load_latest,
+    load_optimizer,
+    optimizer_tensors,
+    restore,
+    save_checkpoint,
+)
+from irdm.files import sha256_of, write_manifest
 
 TENSORS = {"generator": {"w": torch.arange(6.0).view(2, 3)}, "ema": {"w": torch.ones(2)}}
 
@@ -19,20 +26,7 @@ def test_round_trip_and_pruning(tmp_path):
     latest, refused = load_latest(tmp_path)
     assert latest.step == 3 and latest.state == {"skipped": 3} and not refused
     assert torch.equal(latest.tensors["generator"]["w"], TENSORS["generator"]["w"])
-
-
-def test_every_tensor_comes_back_as_it_was(tmp_path):
-    """Through safetensors' own reader, whatever the type, shape or layout."""
-    torch.manual_seed(0)
-    group = {dtype: torch.randn(3, 5).mul(9).to(dtype) for dtype in checkpoint.DTYPES}
-    group = {f"{dtype}": tensor for dtype, tensor in group.items()}
-    group |= {"turned": torch.randn(4, 6).T, "step": torch.tensor(7.0), "none": torch.empty(0, 3)}
-    group["leaf"] = torch.nn.Parameter(torch.randn(2))
-    path = save_checkpoint(tmp_path, 1, {"all": group}, {}) / "all.safetensors"
-    for found in (load_file(path), load_checkpoint(path.parent).tensors["all"]):
-        assert found.keys() == group.keys()
-        assert all(found[name].dtype == group[name].dtype for name in group)
-        assert all(torch.equal(found[name], group[name]) for name in group)
+    assert latest.files["ema"]["sha256"] == sha256_of(tmp_path / "step-00000003" / "ema.safetensors")
 
 
 def test_nothing_yet(tmp_path):
@@ -40,23 +34,40 @@ def test_nothing_yet(tmp_path):
 
 
 @pytest.mark.parametrize("file", ["generator.safetensors", "manifest.json"])
-@pytest.mark.parametrize("damage", ["flip", "cut", "delete"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "delete", "[]", "{}", "null"])
 def test_damage_is_named_and_the_previous_one_used(tmp_path, file, damage):
     save_checkpoint(tmp_path, 1, TENSORS, {"n": 11})
     path = save_checkpoint(tmp_path, 2, TENSORS, {"n": 22}) / file
     data = bytearray(path.read_bytes())
-    if damage == "flip":
-        data[len(data) // 2] ^= 1
-        path.write_bytes(data)
-    elif damage == "cut":
-        path.write_bytes(data[: len(data) // 2])
-    else:
+    data[len(data) // 2] ^= 1
+    if damage == "delete":
         path.unlink()
+    else:
+        path.write_bytes({"flip": data, "cut": data[: len(data) // 2]}.get(damage, damage.encode()))
     latest, refused = load_latest(tmp_path)
     assert latest.step == 1
     assert len(refused) == 1 and str(path) in refused[0]
     with pytest.raises(ValueError, match=file):
         load_checkpoint(tmp_path / "step-00000002")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"step": "2", "state": {}, "files": {}},
+        {"step": 2, "state": [], "files": {}},
+        {"step": 2, "state": {}, "files": []},
+        {"step": 2, "state": {}, "files": {"ema.safetensors": 3}},
+        {"step": 2, "state": {}, "files": {"ema.safetensors": {"bytes": 1}}},
+    ],
+)
+def test_a_manifest_of_something_else_is_refused_and_the_previous_one_used(tmp_path, body):
+    save_checkpoint(tmp_path, 1, TENSORS, {"n": 11})
+    path = save_checkpoint(tmp_path, 2, TENSORS, {"n": 22})
+    write_manifest(path / "manifest.json", body)  # with a right checksum
+    latest, refused = load_latest(tmp_path)
+    assert latest.step == 1 and str(path) in refused[0]
 
 
 def test_none_usable_is_an_error(tmp_path):
@@ -68,17 +79,92 @@ def test_none_usable_is_an_error(tmp_path):
 
 def test_a_full_disk_leaves_the_old_state(tmp_path, monkeypatch):
     save_checkpoint(tmp_path / "c", 1, TENSORS, {})
-    write_atomic(tmp_path / "file", "old")
 
     def full(fd):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match="c/step-00000002 could not be written: No space.*Make room and repeat"):
         save_checkpoint(tmp_path / "c", 2, TENSORS, {})
-    with pytest.raises(OSError, match="No space"):
-        write_atomic(tmp_path / "file", "new")
     assert [path.name for path in (tmp_path / "c").iterdir()] == ["step-00000001"]
-    assert (tmp_path / "file").read_text() == "old"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "file"]
-    assert checkpoint.load_latest(tmp_path / "c")[0].step == 1
+    assert load_latest(tmp_path / "c")[0].step == 1
+
+
+# --- what is in them -------------------------------------------------------------------------------------------------
+
+
+def network():
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+
+
+def train(module, optimizer, steps):
+    for step in range(steps):
+        optimizer.zero_grad()
+        module(torch.full((2, 3), float(step))).square().sum().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, lambda p, lr: torch.optim.SGD(p, lr=lr, momentum=0.9)])
+def test_an_optimizer_goes_on_as_if_it_had_not_stopped(kind):
+    through = network()
+    optimizer = kind(through.parameters(), lr=1e-2)
+    train(through, optimizer, 4)
+
+    stopped = network()
+    first = kind(stopped.parameters(), lr=1e-2)
+    train(stopped, first, 2)
+    names = [name for name, _ in stopped.named_parameters()]
+    saved = {name: tensor.clone() for name, tensor in optimizer_tensors(first, names).items()}
+    assert {name.partition(".")[2] for name in saved} == set(names)
+
+    resumed = network()
+    restore(dict(resumed.named_parameters()), stopped.state_dict(), "x")
+    # In another order of parameters: names decide, not places.
+    back = list(reversed(list(resumed.named_parameters())))
+    second = kind([parameter for _, parameter in back], lr=1e-2)
+    load_optimizer(second, [name for name, _ in back], saved)
+    for step in (2, 3):
+        second.zero_grad()
+        resumed(torch.full((2, 3), float(step))).square().sum().backward()
+        second.step()
+    assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), through.parameters(), strict=True))
+
+
+def test_the_state_of_another_network_is_refused_by_name():
+    module = network()
+    names = [name for name, _ in module.named_parameters()]
+    optimizer = torch.optim.AdamW(module.parameters())
+    train(module, optimizer, 1)
+    saved = optimizer_tensors(optimizer, names)
+    fresh = torch.optim.AdamW(network().parameters())
+    load_optimizer(fresh, names, {})
+    with pytest.raises(ValueError, match=r"exp_avg.head.weight, but there is no parameter 'head.weight'"):
+        load_optimizer(fresh, names, saved | {"exp_avg.head.weight": torch.ones(1)})
+    with pytest.raises(ValueError, match=r"exp_avg.0.weight \[3, 3\], expected \[4, 3\]"):
+        load_optimizer(fresh, names, saved | {"exp_avg.0.weight": torch.ones(3, 3)})
+    with pytest.raises(ValueError, match="nothing of the parameter.*2.bias"):
+        load_optimizer(fresh, names, {key: value for key, value in saved.items() if not key.endswith(".2.bias")})
+
+
+def test_weights_that_do_not_fit_are_named_and_nothing_is_loaded():
+    module = network()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    wrong = {
+        "0.weight": torch.zeros(4, 3),
+        "0.bias": torch.zeros(5),
+        "2.weight": torch.zeros(2, 4).half(),
+        "x": torch.zeros(1),
+    }
+    with pytest.raises(ValueError) as caught:
+        restore(module.state_dict(), wrong, "step-00000002")
+    for part in (
+        "step-00000002 holds the weights of another network",
+        "0.bias: torch.float32 [5], expected torch.float32 [4]",
+        "2.bias: missing",
+        "2.weight: torch.float16",
+        "x: torch.float32 [1], expected none of this name",
+    ):
+        assert part in str(caught.value)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
