@@ -13,7 +13,6 @@ import tarfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import torch
@@ -48,15 +47,11 @@ class ZipSource(ImageSource):
     def read(self, row: int) -> bytes:
         info = self._members[row]
         try:
-            with open_member(self._zip, info) as member:
-                data = member.read(info.file_size + 1)
-            if len(data) != info.file_size:
-                raise ValueError(f"it is not the {info.file_size} bytes long that the archive tells")
+            return b"".join(member_blocks(self._zip, info))
         except MemoryError:
             raise
         except Exception as error:  # zlib, struct, zipfile and the system each have errors of their own
             raise ValueError(f"{self.where(row)} cannot be read ({error}). Pack or fetch the archive again.") from error
-        return data
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:
@@ -83,11 +78,20 @@ def open_zip(path: Path) -> zipfile.ZipFile:
     return archive
 
 
-def open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
-    """A member to be read: its checksum is compared at its end, and at most one byte beyond its told size comes out."""
-    longer = copy.copy(info)
+def member_blocks(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
+    """The content of a member, a megabyte at a time; never more than its index tells, and at the end all of that.
+
+    Raises ValueError, or an error of zipfile or zlib, for another length or checksum.
+    """
+    longer, size = copy.copy(info), 0
     longer.file_size += 1  # zipfile would cut a longer content to the told size, and compare the rest no more
-    return archive.open(longer)
+    with archive.open(longer) as member:
+        while block := member.read(2**20):
+            if (size := size + len(block)) > info.file_size:
+                break
+            yield block
+    if size != info.file_size:
+        raise ValueError(f"{printable(info.filename)} is not the {info.file_size} bytes long that the archive tells")
 
 
 def _told(path: Path) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from irdm.data.base import Dataset, SplitConfig, shared, split_rows
+from irdm.data.base import Dataset, SplitConfig, TensorSplit, shared, split_rows
 from irdm.data.image_source import printable
 from irdm.data.images import Pictures
 from irdm.data.numpy_file import ArraySource
@@ -23,7 +23,7 @@ class ArrayConfig(SplitConfig):
     """The `.npz` or `.npy` file."""
 
     def build(self) -> Dataset:
-        """The images [n, c, h, w] of the file, split. Without labels, or with one class, there is no condition.
+        """The images [n, c, h, w], in memory, split. Without labels, or with one class, there is no condition.
 
         Raises ValueError for a file, shape, range, NaN or label that does not fit, naming what was found, and when at
         least half of the held-out images are also training images.
@@ -42,7 +42,11 @@ class ArrayConfig(SplitConfig):
                 f"{self.path}: labels take {found} values up to {classes - 1}; expected every number from 0 to "
                 "classes - 1. Renumber them: numpy.unique(labels, return_inverse=True)[1]."
             )
-        rows = split_rows(name, source.conditions, self)
-        parts = {part: Pictures(source, chosen, source.image_shape) for part, chosen in rows.items()}
+        parts = {
+            part: TensorSplit(
+                Pictures(source, rows, source.image_shape).images, source.conditions[rows], f"{name} ({part})"
+            )
+            for part, rows in split_rows(name, source.conditions, self).items()
+        }
         shared(**parts)
         return Dataset(name, **parts)

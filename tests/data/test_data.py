@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from irdm.data import ArrayConfig, DigitsConfig
+from irdm.conditions import Unconditional
+from irdm.data import ArrayConfig, DigitsConfig, SpiralConfig, TensorSplit, shared, split_dataset
+from irdm.data.base import SplitConfig
+from irdm.features import extract
 
 
 @pytest.fixture(scope="module")
@@ -13,18 +16,19 @@ def digits():
 
 
 def test_digits_are_split_by_class(digits):
-    assert digits.image_shape == (1, 8, 8) and digits.num_classes == 10 and digits.class_names[3] == "3"
-    parts = (digits.train, digits.val, digits.test)
+    assert digits.image_shape == (1, 8, 8) and digits.train.conditions.names == tuple("0123456789")
+    parts = (digits.train, digits.val)
     assert sum(map(len, parts)) == 1797
-    shares = [part.labels.bincount(minlength=10) / len(part) for part in parts]
+    shares = [part.conditions.labels.bincount(minlength=10) / len(part) for part in parts]
     assert all((share - shares[0]).abs().max() < 0.01 for share in shares)
     for part in parts:
         assert part.images.dtype == torch.float32 and part.images.min() >= 0 and part.images.max() == 1
-        assert (part.labels.diff() != 0).float().mean() > 0.8, "rows must not be sorted by class"
+        assert torch.isin(part.images, torch.arange(256) / 255).all(), "8 bits: k/255 exactly"
+        assert (part.conditions.labels.diff() != 0).float().mean() > 0.8, "rows must not be sorted by class"
 
 
 def test_splits_share_no_row(digits):
-    rows = torch.cat([part.images.flatten(1) for part in (digits.train, digits.val, digits.test)])
+    rows = torch.cat([part.images.flatten(1) for part in (digits.train, digits.val)])
     _, counts = rows.unique(dim=0, return_counts=True)
     from sklearn.datasets import load_digits
 
@@ -34,6 +38,47 @@ def test_splits_share_no_row(digits):
 def test_fingerprint_is_of_content(digits):
     assert DigitsConfig().build().fingerprint == digits.fingerprint
     assert DigitsConfig(split_seed=1).build().fingerprint != digits.fingerprint
+
+
+def test_a_limit_cuts_every_kind(save):
+    data = DigitsConfig(limit=60).build()
+    assert (len(data.train), len(data.val)) == (40, 20)
+    assert data.train.conditions.labels.unique().tolist() == list(range(10))
+    data = ArrayConfig(path=save(images=PIXELS, labels=LABELS).path, limit=12).build()
+    assert (len(data.train), len(data.val)) == (9, 3)
+
+
+def test_the_points_of_a_spiral_have_no_condition():
+    data = SpiralConfig(points=20).build()
+    assert data.image_shape == (64, 1, 1) and isinstance(data.train.conditions, Unconditional)
+    assert len(data.train) == len(data.val) == 20 and shared(data.train, data.val) == 0
+
+
+def test_duplicates_are_counted_and_too_many_refused():
+    images = torch.arange(30.0)[:, None, None, None].expand(-1, 1, 4, 4) / 255
+    some = torch.cat([images, images[:4]])
+    data = split_dataset("some", some, Unconditional(34), SplitConfig())
+    known = {float(image[0, 0, 0]) for image in data.train.images}
+    assert shared(data.train, data.val) == sum(float(image[0, 0, 0]) in known for image in data.val.images) > 0
+    with pytest.raises(ValueError, match="held-out images of twice .val. are also training images"):
+        split_dataset("twice", images.repeat(8, 1, 1, 1), Unconditional(240), SplitConfig())
+
+
+def test_split_and_pictures_say_the_same(digits):
+    rows = torch.tensor([3, 1, 3])
+    assert torch.equal(digits.train.read(rows), digits.train.images[rows])
+    assert torch.equal(torch.cat(list(digits.train.blocks(100))), digits.train.images)
+    moved = TensorSplit(digits.train.images, digits.train.conditions[torch.arange(len(digits.train)).flip(0)])
+    assert moved.fingerprint != digits.train.fingerprint, "the same images of other classes"
+
+
+def test_features_in_micro_batches(digits):
+    images = digits.val.images[:10]
+    flat = {"flat": torch.nn.Flatten()}
+    assert torch.equal(extract(flat, images, 3)["flat"], images.flatten(1))
+    for micro_batch in (0, -1):
+        with pytest.raises(ValueError, match=f"micro-batch of {micro_batch}"):
+            extract(flat, images, micro_batch)
 
 
 @pytest.fixture
@@ -62,15 +107,33 @@ PIXELS = np.random.default_rng(0).random((60, 6, 8))
 )
 def test_array_layouts_agree(save, images, shape):
     found, plain = save(images=images, labels=LABELS).build(), save(images=PIXELS, labels=LABELS).build()
-    assert found.image_shape == shape and found.num_classes == 3
-    assert torch.equal(found.train.labels, plain.train.labels)
+    assert found.image_shape == shape and found.train.conditions.names == ("0", "1", "2")
+    assert torch.equal(found.train.conditions.labels, plain.train.conditions.labels)
+    assert torch.isin(found.train.images, torch.arange(256) / 255).all(), "8 bits: k/255 exactly"
     assert torch.allclose(found.train.images, plain.train.images.expand_as(found.train.images), atol=1 / 255)
 
 
-def test_without_labels_there_is_one_class(tmp_path):
+def test_floats_are_rounded_to_eight_bits(save):
+    found = save(images=PIXELS).build()
+    pixels = {image.tobytes() for image in (PIXELS * 255).round().astype(np.uint8)}
+    assert {(image * 255).round().to(torch.uint8).numpy().tobytes() for image in found.train.images} < pixels
+
+
+def test_without_labels_or_with_one_class_there_is_no_condition(tmp_path, save):
     path = tmp_path / "mine.npy"
     np.save(path, PIXELS)
-    assert ArrayConfig(path=path).build().num_classes == 1
+    for config in (ArrayConfig(path=path), save(images=PIXELS, labels=LABELS * 0)):
+        assert isinstance(config.build().train.conditions, Unconditional)
+
+
+def test_a_folder_is_sent_to_the_other_kind(tmp_path):
+    with pytest.raises(ValueError, match=f"--data.kind images --data.path {tmp_path}"):
+        ArrayConfig(path=tmp_path).build()
+
+
+def test_an_array_with_many_duplicates_is_refused_at_once(save):
+    with pytest.raises(ValueError, match="are also training images"):
+        save(images=PIXELS[:6].repeat(10, 0)).build()
 
 
 NAN = PIXELS.copy()
@@ -87,13 +150,13 @@ NAN[5, 0, 0] = np.nan
         ({"images": PIXELS[0]}, r"shape \[6, 8\]"),
         ({"images": PIXELS.reshape(60, 2, 3, 8)}, r"shape \[60, 2, 3, 8\]"),
         ({"images": PIXELS[:, :2]}, "h, w >= 4"),
-        ({"images": PIXELS[:0]}, r"\[0, 1, 6, 8\]"),
+        ({"images": PIXELS[:0]}, r"shape \[0, 6, 8\]"),
         ({"pictures": PIXELS}, "'pictures'"),
         ({"images": PIXELS, "labels": LABELS[:9]}, r"shape \[9\]"),
         ({"images": PIXELS, "labels": LABELS / 2}, "float64"),
-        ({"images": PIXELS, "labels": LABELS + 1}, "from 1 to 3"),
+        ({"images": PIXELS, "labels": LABELS + 1}, "labels take 3 values up to 3"),
         ({"images": PIXELS, "labels": LABELS * 2}, "Renumber"),
-        ({"images": PIXELS, "labels": np.r_[LABELS[:-1], 3]}, r"class 3 \(3\) has 1 row"),
+        ({"images": PIXELS, "labels": np.r_[LABELS[:-1], 3]}, "3 has 1 row"),
         ({"images": np.array([{"a": 1}], dtype=object)}, "pickled objects are refused"),
     ],
 )

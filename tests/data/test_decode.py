@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from irdm.data.decode import centre_crop, decode
+from irdm.data.decode import centre_crop, decode, header
 
 RNG = np.random.default_rng(0)
 RAMP = np.linspace(0, 255, 16 * 24).reshape(16, 24).astype(np.uint8)
@@ -22,10 +22,10 @@ def encoded(image, kind="PNG", **options):
     return buffer.getvalue()
 
 
-def pixels(data, size=None):
-    """As [h, w, 3] numbers."""
-    out = decode(data, size, "some/image")
-    assert out.dtype == torch.uint8 and out.shape[0] == 3
+def pixels(data, size=None, channels=3):
+    """As [h, w, c] numbers."""
+    out = decode(data, size and (size, size), "some/image", channels)
+    assert out.dtype == torch.uint8 and out.shape[0] == channels
     return out.permute(1, 2, 0).numpy()
 
 
@@ -75,7 +75,7 @@ def slow_crop(array, size):
 @pytest.mark.parametrize("shape", [(64, 64), (70, 45), (33, 100), (129, 64), (17, 16), (9, 12)])
 def test_the_crop_is_box_halving_then_bicubic_then_the_centre(shape):
     array = RNG.integers(0, 256, (*shape, 3)).astype(np.uint8)
-    found = np.asarray(centre_crop(Image.fromarray(array), 16)).astype(float)
+    found = np.asarray(centre_crop(Image.fromarray(array), (16, 16))).astype(float)
     assert found.shape == (16, 16, 3)
     difference = np.abs(found - slow_crop(array, 16))
     assert difference.max() < 2.5 and difference.mean() < 1.1  # Pillow rounds after each pass
@@ -89,12 +89,38 @@ def test_an_image_of_the_right_size_is_left_alone():
     assert np.array_equal(pixels(COLOUR, 16), square)
 
 
+def test_a_crop_need_not_be_square():
+    tall = decode(encoded(COLOUR), (16, 6), "some/image").permute(1, 2, 0).numpy()
+    assert np.array_equal(tall, COLOUR[:, 9:15])
+    assert centre_crop(Image.fromarray(COLOUR), (32, 48)).size == (48, 32)
+
+
 GREY = np.stack([RAMP] * 3, -1)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "WEBP", "GIF"])
 def test_greyscale(kind):
-    assert np.array_equal(pixels(encoded(RAMP, kind, **({"lossless": True} if kind == "WEBP" else {}))), GREY)
+    data = encoded(RAMP, kind, **({"lossless": True} if kind == "WEBP" else {}))
+    assert np.array_equal(pixels(data), GREY)
+    assert np.array_equal(pixels(data, channels=1), RAMP[..., None])
+    assert header(data, "some/image") == (16, 24, kind != "WEBP"), "a WebP does not say that it is grey"
+
+
+def test_what_is_grey():
+    alpha = np.full((16, 24), 255, np.uint8)
+    for image in (
+        RAMP > 99,
+        RAMP.astype(np.uint16) * 257,
+        Image.merge("LA", [Image.fromarray(a) for a in (RAMP, alpha)]),
+    ):
+        data = encoded(image)
+        assert header(data, "some/image").grey
+        assert np.array_equal(pixels(data, channels=1).repeat(3, 2), pixels(data))
+    assert not header(encoded(COLOUR), "some/image").grey and not header(COLOUR, "some/image").grey
+    assert header(RAMP[..., None], "some/image").grey
+    assert np.array_equal(pixels(encoded(GREY), channels=1), RAMP[..., None]), "grey stored as RGB is the same grey"
+    luma = COLOUR @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+    assert np.abs(pixels(COLOUR, channels=1)[..., 0] - luma).max() <= 1
 
 
 def test_one_bit():
@@ -168,7 +194,7 @@ FRAMES = [Image.fromarray(np.roll(COLOUR, i, 1)) for i in range(3)]
 def test_several_frames_are_refused_by_name(kind):
     data = encoded(FRAMES[0], kind, save_all=True, append_images=FRAMES[1:])
     with pytest.raises(ValueError, match="some/image cannot be used: it has 3 frames"):
-        decode(data, 16, "some/image")
+        decode(data, (16, 16), "some/image")
 
 
 LARGE = RNG.integers(0, 256, (64, 64, 3)).astype(np.uint8)
@@ -179,15 +205,32 @@ LARGE = RNG.integers(0, 256, (64, 64, 3)).astype(np.uint8)
 def test_a_file_cut_short_is_refused_by_name(kind, kept):
     data = encoded(LARGE, kind)
     with pytest.raises(ValueError, match="some/image cannot be used"):
-        decode(data[: int(len(data) * kept)], 16, "some/image")
+        decode(data[: int(len(data) * kept)], (16, 16), "some/image")
 
 
 @pytest.mark.parametrize("data", [b"", b"not a picture", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"])
 def test_no_picture_is_refused_by_name(data):
     with pytest.raises(ValueError, match="some/image cannot be used: it is no picture"):
-        decode(data, 16, "some/image")
+        decode(data, (16, 16), "some/image")
 
 
 def test_floating_point_pixels_are_refused():
     with pytest.raises(ValueError, match="floating-point"):
-        decode(encoded(Image.fromarray(RAMP.astype(np.float32)), "TIFF"), 16, "some/image")
+        decode(encoded(Image.fromarray(RAMP.astype(np.float32)), "TIFF"), (16, 16), "some/image")
+
+
+def test_an_altered_png_is_refused_wherever_it_is_altered():
+    """Pillow itself compares no checksum of the pixels."""
+    data = encoded(LARGE)
+    for at in range(0, len(data), 97):
+        changed = bytearray(data)
+        changed[at] ^= 0x10
+        with pytest.raises(ValueError, match="some/image cannot be used"):
+            decode(bytes(changed), None, "some/image")
+
+
+def test_images_that_would_fill_the_memory_are_refused():
+    with pytest.raises(ValueError, match="9000 x 9000 pixels; expected at most"):
+        decode(encoded(Image.new("1", (9000, 9000))), (16, 16), "some/image")
+    with pytest.raises(ValueError, match="too long to be cropped"):
+        decode(encoded(Image.new("L", (1, 60000))), (256, 256), "some/image")

@@ -14,7 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from irdm.data.sources import in_threads, open_source
+from irdm.conditions import Unconditional
+from irdm.data import pictures_like, printable
+from irdm.data.image_source import in_threads
+from irdm.data.sources import open_source
 
 RNG = np.random.default_rng(0)
 PICTURES = RNG.integers(0, 256, (12, 9, 8, 3)).astype(np.uint8)
@@ -55,8 +58,16 @@ def write_tar(path, members, mode="w"):
     return path
 
 
-def pixels(source):
-    return torch.stack(list(source.decoded(range(len(source)), None)))
+def pixels(source, channels=3):
+    return torch.stack(list(source.decoded(range(len(source)), None, channels)))
+
+
+def fingerprint(path):
+    return pictures_like(open_source(path), (3, 8, 8)).fingerprint
+
+
+def labels(source):
+    return source.conditions.labels.tolist()
 
 
 EXPECTED = torch.from_numpy(PICTURES).permute(0, 3, 1, 2)
@@ -72,48 +83,55 @@ def test_folder_zip_and_tar_are_one_source(tmp_path, names):
     for source in (folder, stored, packed, tar):
         assert list(source.names) == [names[i] for i in order]
         assert torch.equal(pixels(source), EXPECTED[order])
-        assert source.class_names == (("cat", "dog", "eel") if names is NESTED else ("all",))
-        assert source.labels.tolist() == ([i % 3 for i in order] if names is NESTED else [0] * 12)
-        assert source.fingerprint == folder.fingerprint
+        assert [source.read(row) for row in range(12)] == [FILES[i] for i in order]
+        if names is NESTED:
+            assert source.conditions.names == ("cat", "dog", "eel") and labels(source) == [i % 3 for i in order]
+        else:
+            assert isinstance(source.conditions, Unconditional) and len(source.conditions) == 12
+    assert len({fingerprint(tmp_path / name) for name in ("folder", "a.zip", "b.zip", "c.tar")}) == 1
 
 
 def test_the_order_is_of_names_and_the_fingerprint_of_content(tmp_path):
     first = open_source(write_folder(tmp_path / "one", NESTED))
     second = open_source(write_folder(tmp_path / "two", NESTED, RNG.permutation(12)))
-    assert first.names == second.names and first.fingerprint == second.fingerprint
+    plain = fingerprint(tmp_path / "one")
+    assert first.names == second.names and fingerprint(tmp_path / "two") == plain
     os.utime(tmp_path / "two" / NESTED[3], (0, 0))
-    assert open_source(tmp_path / "two").fingerprint == first.fingerprint
+    assert fingerprint(tmp_path / "two") == plain
     data = bytearray(FILES[3])
     data[-20] ^= 1
     (tmp_path / "two" / NESTED[3]).write_bytes(data)
-    assert open_source(tmp_path / "two").fingerprint != first.fingerprint
+    assert fingerprint(tmp_path / "two") != plain
     (tmp_path / "two" / NESTED[3]).write_bytes(FILES[3])
     (tmp_path / "two" / "dog" / "00.png").write_bytes(FILES[0])
-    assert open_source(tmp_path / "two").fingerprint != first.fingerprint
+    assert fingerprint(tmp_path / "two") != plain
 
 
 def test_the_fingerprint_is_the_same_in_another_process(tmp_path):
     path = write_folder(tmp_path / "one", NESTED)
-    code = f"from irdm.data.sources import open_source; print(open_source({str(path)!r}).fingerprint)"
+    code = (
+        "from irdm.data import open_source, pictures_like\n"
+        f"print(pictures_like(open_source({str(path)!r}), (3, 8, 8)).fingerprint)"
+    )
     env = {**os.environ, "PYTHONHASHSEED": "7"}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == open_source(path).fingerprint
+    assert done.stdout.strip() == fingerprint(path)
 
 
 def test_folders_shared_by_all_images_are_no_class(tmp_path):
     write_folder(tmp_path / "one" / "photos" / "all of them", NESTED)
-    assert open_source(tmp_path / "one").class_names == ("cat", "dog", "eel")
+    assert open_source(tmp_path / "one").conditions.names == ("cat", "dog", "eel")
     write_folder(tmp_path / "deep", [f"{name[:3]}/{i % 2}/{name[4:]}" for i, name in enumerate(NESTED)])
-    assert open_source(tmp_path / "deep").class_names == ("cat", "dog", "eel")
+    assert open_source(tmp_path / "deep").conditions.names == ("cat", "dog", "eel")
 
 
 def test_notes_litter_and_links(tmp_path):
     path = write_folder(tmp_path / "one", FLAT)
-    plain = open_source(path).fingerprint
+    plain = fingerprint(path)
     for name in ("README.md", "labels.csv", ".DS_Store", "Thumbs.db", "__MACOSX/x", ".git/y"):
         (path / name).parent.mkdir(exist_ok=True)
         (path / name).write_text("text")
-    assert open_source(path).fingerprint == plain
+    assert fingerprint(path) == plain
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "here").symlink_to(path)
     assert len(open_source(tmp_path / "linked")) == 12
@@ -132,11 +150,11 @@ def test_webdataset_shards(tmp_path):
         write_tar(tmp_path / "shards" / f"train-{s:03d}.tar", SHARDS[s])
     source = open_source(tmp_path / "shards")
     assert source.names[5] == "train-001.tar/005.png"
-    assert source.labels.tolist() == [i % 3 for i in range(12)] and source.class_names == ("0", "1", "2")
+    assert labels(source) == [i % 3 for i in range(12)] and source.conditions.names == ("0", "1", "2")
     assert torch.equal(pixels(source), EXPECTED)
     assert source.read(7) == FILES[7], "read in any order"
     one = open_source(tmp_path / "shards" / "train-001.tar")
-    assert len(one) == 4 and one.labels.tolist() == [1, 2, 0, 1]
+    assert len(one) == 4 and labels(one) == [1, 2, 0, 1]
 
 
 def bad_tar(tmp_path, change):
@@ -166,7 +184,7 @@ def bad_tar(tmp_path, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("cut", "cut short"),
+        ("cut", "bad.tar cannot be used"),
         ("cut between files", "no end mark"),
         ("compressed", "compressed"),
         ("no class", "002.png, have no .cls"),
@@ -188,15 +206,19 @@ def test_npz(tmp_path, save, names):
     save(tmp_path / "a.npz", **{names[0]: PICTURES, names[1]: np.arange(12) % 3}, other=np.ones(3))
     source = open_source(tmp_path / "a.npz")
     assert torch.equal(pixels(source), EXPECTED)
-    assert source.labels.tolist() == [i % 3 for i in range(12)] and source.class_names == ("0", "1", "2")
-    assert source.fingerprint == open_source(tmp_path / "a.npz").fingerprint
+    assert labels(source) == [i % 3 for i in range(12)] and source.conditions.names == ("0", "1", "2")
     save(tmp_path / "b.npz", images=PICTURES.transpose(0, 3, 1, 2), labels=np.arange(12) % 3)
-    assert open_source(tmp_path / "b.npz").fingerprint == source.fingerprint
+    assert fingerprint(tmp_path / "b.npz") == fingerprint(tmp_path / "a.npz")
+    save(tmp_path / "c.npz", images=PICTURES / 255, labels=np.arange(12) % 3)
+    assert fingerprint(tmp_path / "c.npz") == fingerprint(tmp_path / "a.npz"), "floats are rounded to 8 bits"
 
 
 def test_npy_grey_and_column_order(tmp_path):
     np.save(tmp_path / "a.npy", PICTURES[..., 0])
-    assert torch.equal(pixels(open_source(tmp_path / "a.npy")), EXPECTED[:, :1].expand(-1, 3, -1, -1))
+    grey = open_source(tmp_path / "a.npy")
+    assert grey.channels == 1 and grey.image_shape == (1, 9, 8)
+    assert torch.equal(pixels(grey), EXPECTED[:, :1].expand(-1, 3, -1, -1))
+    assert torch.equal(pixels(grey, 1), EXPECTED[:, :1])
     np.savez(tmp_path / "f.npz", images=np.asfortranarray(PICTURES))
     assert torch.equal(pixels(open_source(tmp_path / "f.npz")), EXPECTED)
 
@@ -204,12 +226,14 @@ def test_npy_grey_and_column_order(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"images": PICTURES / 255}, "float64"),
+        ({"images": PICTURES / 254}, "span 0 to 1.00394"),
+        ({"images": PICTURES.astype(np.int16)}, "int16"),
         ({"pictures": PICTURES}, "pictures"),
         ({"images": PICTURES[0, 0]}, r"\[n, h, w\]"),
         ({"images": PICTURES, "labels": np.arange(3)}, r"labels are int64 of shape \[3\]"),
         ({"images": PICTURES, "labels": np.arange(12) - 1}, "labels"),
         ({"images": PICTURES, "labels": np.arange(12) * 10**8}, "class number"),
+        ({"images": PICTURES, "labels": np.full(12, 2**64 - 1, np.uint64)}, "class number is 18446744073709551615"),
         ({"images": np.array([{}], object)}, "pickled"),
     ],
 )
@@ -255,6 +279,44 @@ def test_a_flipped_byte_in_a_zip_is_named(tmp_path):
     path.write_bytes(data)
     with pytest.raises(ValueError, match=f"{NESTED[4]} cannot be read"):
         pixels(open_source(path))
+
+
+def test_grey_pictures_are_known_by_their_headers(tmp_path):
+    grey = tmp_path / "grey"
+    grey.mkdir()
+    for i, mode in enumerate(["1", "L", "LA", "I;16"]):
+        image = Image.fromarray(PICTURES[i, ..., 0])
+        (Image.fromarray(PICTURES[i, ..., 0].astype(np.uint16) * 257) if mode == "I;16" else image.convert(mode)).save(
+            grey / f"{i}.png"
+        )
+    assert open_source(grey).channels == 1
+    assert open_source(write_folder(tmp_path / "colour", FLAT)).channels == 3
+    (grey / "z.png").write_bytes(FILES[0])
+    assert open_source(grey).channels == 3, "one picture of colour is enough"
+
+
+def test_looking_for_colour_stops_at_the_first(tmp_path, monkeypatch):
+    source = open_source(write_zip(tmp_path / "a.zip", NESTED))
+    monkeypatch.setattr(source, "names", source.names * 100)
+    asked = []
+    monkeypatch.setattr(source, "read", lambda row: (asked.append(row), FILES[row % 12])[1])
+    assert source.channels == 3 and len(asked) <= 64
+
+
+def test_names_that_are_no_utf8(tmp_path):
+    raw = os.fsdecode(b"caf\xe9")
+    path = write_folder(tmp_path / "one", [f"{raw}/{raw}{i}.png" if i % 2 else f"cat/{i}.png" for i in range(12)])
+    source = open_source(path)
+    assert torch.equal(pixels(source), EXPECTED[torch.tensor([1, 11, 3, 5, 7, 9, 0, 10, 2, 4, 6, 8])])
+    pictures = pictures_like(source, (3, 8, 8))
+    for text in (*source.conditions.names, pictures.name, source.where(0), pictures.fingerprint):
+        text.encode("utf-8")
+    assert printable(raw) == "caf\\udce9" and source.conditions.spec.names == ("caf\\udce9", "cat")
+    first = path / raw / f"{raw}1.png"
+    first.write_bytes(b"")
+    with pytest.raises(ValueError, match="udce91.png cannot be used") as caught:
+        pixels(source)
+    str(caught.value).encode("utf-8")
 
 
 def test_every_image_that_cannot_be_used_is_named_at_once(tmp_path):
