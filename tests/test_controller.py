@@ -67,10 +67,18 @@ def test_uniform_weights_stay_one():
     assert controller.update({"a": -1.0, "b": 9.0}) == {"a": 1.0, "b": 1.0}
 
 
+def test_only_uniform_weights_do_without_a_floor():
+    with pytest.raises(ValueError, match=r"found {'b': None}.*kind uniform"):
+        Controller(ControllerConfig(), {"a": 0.1, "b": None})
+    controller = Controller(ControllerConfig(kind="uniform"), {"a": 0.1, "b": None})
+    assert controller.update({"a": 1.0, "b": 2.0}) == {"a": 1.0, "b": 1.0}
+
+
 def test_other_encoders_and_broken_floors_are_refused():
     with pytest.raises(ValueError, match="expected those of"):
         fixture_controller().update({"a": 1.0})
-    with pytest.raises(ValueError, match="finite"):
-        Controller(ControllerConfig(), {"a": math.nan})
+    for kind in ("lagrangian", "uniform"):
+        with pytest.raises(ValueError, match="real features are broken"):
+            Controller(ControllerConfig(kind=kind), {"a": math.nan})
     with pytest.raises(ValueError, match="expected"):
         fixture_controller().load_state_dict({"scores": {}, "weights": {"z": 1.0}})

@@ -5,7 +5,7 @@ import torch
 from pydantic import ValidationError
 from scipy.stats import energy_distance
 
-from irdm.distances import ExactMMDConfig, NystromMMDConfig, RFFMMDConfig
+from irdm.distances import RFFMMD, ExactMMD, NystromMMD, NystromMMDConfig, RFFMMDConfig
 from irdm.ops.sampling import generator_for
 
 KERNELS = ["gaussian", "laplace", "imq", "energy"]
@@ -29,14 +29,14 @@ def written_out(kernel, sigma, x, y):
 
 
 @each_kernel
-@pytest.mark.parametrize("config", [NystromMMDConfig, ExactMMDConfig])
+@pytest.mark.parametrize("distance", [NystromMMD, ExactMMD])
 @pytest.mark.parametrize("repulsion", ["biased", "unbiased"])
-def test_a_direct_double_sum(kernel, config, repulsion):
+def test_a_direct_double_sum(kernel, distance, repulsion):
     options = {"kernel": kernel, "repulsion": repulsion, "scale": 0.6, "bandwidths": MULTIPLES.get(kernel, (0.7, 1.5))}
-    if config is ExactMMDConfig:
+    if distance is ExactMMD:
         options["batch"] = 50
     real, fake = draw(50), draw(20, shift=0.4, seed=1)
-    value = config(**options).build().fit(real, seed=0)(fake).item()
+    value = distance(**options).fit(real, seed=0)(fake).item()
     expected = 0.0
     for multiple in options["bandwidths"]:
         sigma = multiple * 0.6 * torch.pdist(real).median()
@@ -50,14 +50,14 @@ def test_a_direct_double_sum(kernel, config, repulsion):
 def test_energy_in_one_dimension_agrees_with_scipy():
     real, fake = draw(70, 1), 1.5 * draw(40, 1, shift=0.3, seed=1)
     expected = energy_distance(fake[:, 0].numpy(), real[:, 0].numpy()) ** 2
-    value = NystromMMDConfig(kernel="energy").build().fit(real, seed=0)(fake)
+    value = NystromMMD(kernel="energy").fit(real, seed=0)(fake)
     assert value.item() == pytest.approx(expected, rel=1e-9)
 
 
 @each_kernel
 def test_few_landmarks_come_close(kernel):
     real, fake = draw(800), draw(100, shift=0.5, seed=1).requires_grad_()
-    every, few = (NystromMMDConfig(kernel=kernel, landmarks=count).build().fit(real, seed=0) for count in (800, 200))
+    every, few = (NystromMMD(kernel=kernel, landmarks=count).fit(real, seed=0) for count in (800, 200))
     assert few(fake).item() == pytest.approx(every(fake).item(), rel=0.03)
     exact, near = (torch.autograd.grad(distance(fake), fake)[0] for distance in (every, few))
     assert (near - exact).norm() < 0.1 * exact.norm()
@@ -68,7 +68,7 @@ def test_few_landmarks_come_close(kernel):
 def test_few_landmarks_far_away(kernel):
     """Where the batch is far from the data only the mass of the embedding counts: an energy offset shows here."""
     real, fake = draw(800), draw(100, shift=50.0, seed=1)
-    every, few = (NystromMMDConfig(kernel=kernel, landmarks=count).build().fit(real, seed=0) for count in (800, 50))
+    every, few = (NystromMMD(kernel=kernel, landmarks=count).fit(real, seed=0) for count in (800, 50))
     assert few(fake).item() == pytest.approx(every(fake).item(), rel=0.02)
 
 
@@ -76,7 +76,7 @@ def test_few_landmarks_far_away(kernel):
 def test_duplicate_landmarks(kernel):
     """More landmarks than different rows: k-means centres coincide, and the answer is still that of the data."""
     real, fake = draw(10).repeat(20, 1), draw(30, shift=0.5, seed=1).requires_grad_()
-    every, few = (NystromMMDConfig(kernel=kernel, landmarks=count).build().fit(real, seed=0) for count in (200, 50))
+    every, few = (NystromMMD(kernel=kernel, landmarks=count).fit(real, seed=0) for count in (200, 50))
     assert few(fake).item() == pytest.approx(every(fake).item(), rel=1e-3)
     assert torch.isfinite(torch.autograd.grad(few(fake), fake)[0]).all()
 
@@ -85,7 +85,7 @@ def test_duplicate_landmarks(kernel):
 def test_energy_compares_features_that_are_all_equal(landmarks):
     """It has no bandwidth, so there is a right answer: 2 |x - c| against a point c."""
     real, fake = torch.full((20, 4), 3.0), torch.full((6, 4), 5.0).requires_grad_()
-    value = NystromMMDConfig(kernel="energy", landmarks=landmarks).build().fit(real, seed=0)(fake)
+    value = NystromMMD(kernel="energy", landmarks=landmarks).fit(real, seed=0)(fake)
     value.backward()
     assert value.item() == pytest.approx(2 * 4, rel=1e-5)
     torch.testing.assert_close(fake.grad.sum(dim=0), torch.full((4,), 1.0))
@@ -95,8 +95,8 @@ def test_energy_compares_features_that_are_all_equal(landmarks):
 def test_joint_rows_and_single_precision(kernel):
     tau = torch.eye(3)[torch.arange(300) % 3]
     real, fake = draw(300) + 2 * tau.double() @ draw(3, seed=9), draw(50, shift=0.4, seed=1)
-    distance = NystromMMDConfig(kernel=kernel, landmarks=60).build().fit(real, tau, seed=0)
-    single = NystromMMDConfig(kernel=kernel, landmarks=60).build().fit(real.float(), tau, seed=0)
+    distance = NystromMMD(kernel=kernel, landmarks=60).fit(real, tau, seed=0)
+    single = NystromMMD(kernel=kernel, landmarks=60).fit(real.float(), tau, seed=0)
     value = distance(fake, tau[:50])
     assert single(fake.float(), tau[:50]).item() == pytest.approx(value.item(), rel=1e-3)
     assert distance(real, tau.roll(1, dims=1)) > 20 * distance(real, tau).abs()
@@ -105,8 +105,8 @@ def test_joint_rows_and_single_precision(kernel):
 def test_unbiased_repulsion_is_right_on_average():
     """Over many small batches the mean is the squared MMD of the populations; the biased one exceeds it."""
     real, pool = draw(400), draw(400, shift=0.3, seed=1)
-    truth = NystromMMDConfig().build().fit(real, seed=0)(pool).item()  # both populations as they are
-    unbiased, biased = (NystromMMDConfig(repulsion=kind).build().fit(real, seed=0) for kind in ("unbiased", "biased"))
+    truth = NystromMMD().fit(real, seed=0)(pool).item()  # both populations as they are
+    unbiased, biased = (NystromMMD(repulsion=kind).fit(real, seed=0) for kind in ("unbiased", "biased"))
     chosen = torch.randint(0, 400, (200, 4), generator=generator_for("batches"))
     values = torch.stack([unbiased(pool[rows]) for rows in chosen])
     error = values.std().item() / len(values) ** 0.5
@@ -118,8 +118,8 @@ def test_unbiased_repulsion_is_right_on_average():
 
 def test_random_features_of_the_inverse_multiquadric():
     real, fake = draw(300), draw(80, shift=0.5, seed=1).requires_grad_()
-    exact = NystromMMDConfig(kernel="imq").build().fit(real, seed=0)(fake)
-    random = RFFMMDConfig(kernel="imq", features=60_000).build().fit(real, seed=0)(fake)
+    exact = NystromMMD(kernel="imq").fit(real, seed=0)(fake)
+    random = RFFMMD(kernel="imq", features=60_000).fit(real, seed=0)(fake)
     assert random.item() == pytest.approx(exact.item(), rel=0.05)
     expected, found = (torch.autograd.grad(value, fake)[0] for value in (exact, random))
     assert (found - expected).norm() < 0.15 * expected.norm()

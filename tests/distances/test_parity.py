@@ -8,17 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from irdm.distances import DriftingConfig, ExactMMDConfig, FrechetConfig, NystromMMDConfig, SlicedWassersteinConfig
+from irdm.distances import Drifting, ExactMMD, Frechet, NystromMMD, SlicedWasserstein
 from irdm.distances.drifting import drifting_loss
+from irdm.distances.inputs import join
+from irdm.ops.embedding import fourier_features, kernel_means, nystrom_coefficients
 from irdm.ops.gaussian import frechet_distance, moments, symmetric_root
-from irdm.ops.kernels import (
-    fourier_features,
-    kernel_means,
-    mean_kernel,
-    median_distance,
-    nystrom_coefficients,
-    squared_mmd,
-)
+from irdm.ops.kernels import mean_kernel, median_distance, squared_mmd
 from irdm.ops.radial import Gaussian
 from irdm.ops.sampling import generator_for
 from irdm.ops.sliced import sliced_wasserstein2, sliced_wasserstein2_squared, unit_directions
@@ -93,9 +88,9 @@ def test_drifting(given):
 
 
 def test_joint_rows(given):
-    distance = NystromMMDConfig().build().fit(given["real"], torch.zeros(300, 7), seed=0)
-    distance.center.zero_()
-    torch.testing.assert_close(distance._join(given["gen"], given["tau"]), given["joint"], rtol=1e-5, atol=1e-5)
+    distance = NystromMMD().fit(given["real"], torch.zeros(300, 7), seed=0)
+    joint = join(given["gen"], given["tau"], torch.zeros(24), distance.beta)
+    torch.testing.assert_close(joint, given["joint"], rtol=1e-5, atol=1e-5)
     assert distance.beta.item() == pytest.approx(VALUES["beta"], rel=1e-6)
 
 
@@ -103,23 +98,23 @@ def test_joint_rows(given):
 def test_nystrom_with_every_row_a_landmark_is_exact(given, bandwidths):
     options = {"bandwidths": bandwidths, "scale": 0.7}
     real, fake = given["real"], given["gen"].requires_grad_()
-    nystrom = NystromMMDConfig(**options).build().fit(real, seed=0)(fake)
-    exact = ExactMMDConfig(batch=len(real), **options).build().fit(real, seed=0)(fake)
+    nystrom = NystromMMD(**options).fit(real, seed=0)(fake)
+    exact = ExactMMD(batch=len(real), **options).fit(real, seed=0)(fake)
     torch.testing.assert_close(nystrom, exact)
     torch.testing.assert_close(torch.autograd.grad(nystrom, fake)[0], torch.autograd.grad(exact, fake)[0])
 
 
 def test_nystrom_is_zero_on_its_own_rows_and_few_landmarks_come_close(given):
     real = given["real"]
-    assert NystromMMDConfig().build().fit(real, seed=0)(real).item() == pytest.approx(0, abs=1e-12)
-    exact = NystromMMDConfig().build().fit(real, seed=0)(given["gen"]).item()
-    few = NystromMMDConfig(landmarks=100).build().fit(real, seed=0)(given["gen"]).item()
+    assert NystromMMD().fit(real, seed=0)(real).item() == pytest.approx(0, abs=1e-12)
+    exact = NystromMMD().fit(real, seed=0)(given["gen"]).item()
+    few = NystromMMD(landmarks=100).fit(real, seed=0)(given["gen"]).item()
     assert few == pytest.approx(exact, rel=0.1)
 
 
 def test_duplicated_rows_do_not_break_the_solve():
     real = torch.randn(10, 3, generator=generator_for(0)).repeat(20, 1)
-    value = NystromMMDConfig(landmarks=50).build().fit(real, seed=0)(real)
+    value = NystromMMD(landmarks=50).fit(real, seed=0)(real)
     assert value.item() == pytest.approx(0, abs=1e-5)
 
 
@@ -129,9 +124,9 @@ def test_two_points_in_closed_form():
     for x in (0.0, 0.5, 3.0):
         fake = torch.full((4, 1), x, dtype=torch.float64)
         expected = 1 - sum(math.exp(-((x - r) ** 2) / 8) for r in (-1, 1)) + (1 + math.exp(-4 / 8)) / 2
-        assert NystromMMDConfig().build().fit(real, seed=0)(fake).item() == pytest.approx(expected)
-        assert FrechetConfig().build().fit(real, seed=0)(fake).item() == pytest.approx(x**2 + 2, rel=1e-2)
-        sliced = SlicedWassersteinConfig().build().fit(real, seed=0)(fake).item()
+        assert NystromMMD().fit(real, seed=0)(fake).item() == pytest.approx(expected)
+        assert Frechet().fit(real, seed=0)(fake).item() == pytest.approx(x**2 + 2, rel=1e-2)
+        sliced = SlicedWasserstein().fit(real, seed=0)(fake).item()
         assert sliced == pytest.approx(x**2 + 1)
 
 
@@ -140,24 +135,24 @@ def test_two_gaussians_in_closed_form():
     n, shift, variance = 3000, 0.8, 2.0
     real = torch.randn(n, 2, generator=generator_for("real"), dtype=torch.float64)
     fake = torch.randn(n, 2, generator=generator_for("fake"), dtype=torch.float64) * math.sqrt(variance) + shift
-    distance = NystromMMDConfig(landmarks=200).build().fit(real, seed=0)
+    distance = NystromMMD(landmarks=200).fit(real, seed=0)
     s2, far = distance.sigma.item() ** 2, 2 * shift**2
     cross = s2 / (s2 + 1 + variance) * math.exp(-far / (2 * (s2 + 1 + variance)))
     expected = s2 / (s2 + 2 * variance) + s2 / (s2 + 2) - 2 * cross
     assert distance(fake).item() == pytest.approx(expected, rel=0.1)
     expected = far + 2 * (math.sqrt(variance) - 1) ** 2
-    assert FrechetConfig().build().fit(real, seed=0)(fake).item() == pytest.approx(expected, rel=0.1)
+    assert Frechet().fit(real, seed=0)(fake).item() == pytest.approx(expected, rel=0.1)
 
 
 def test_frechet_with_fewer_rows_than_dimensions():
     real = torch.randn(200, 40, generator=generator_for("real"))
-    distance = FrechetConfig().build().fit(real, seed=0)
+    distance = Frechet().fit(real, seed=0)
     fake = torch.randn(10, 40, generator=generator_for("fake")).requires_grad_()
     value = distance(fake)
     value.backward()
     assert 0 < value < 1e3
     assert torch.isfinite(fake.grad).all()
-    few = FrechetConfig().build().fit(real[:10], seed=0)  # a singular reference as well
+    few = Frechet().fit(real[:10], seed=0)  # a singular reference as well
     assert few(real[:10]).item() == pytest.approx(0, abs=1e-2)
     with pytest.raises(ValueError, match="at least 2"):
         distance(fake[:1])
@@ -165,7 +160,7 @@ def test_frechet_with_fewer_rows_than_dimensions():
 
 def test_drifting_groups_must_divide_the_batch():
     real = torch.randn(50, 3, generator=generator_for(0))
-    distance = DriftingConfig(group_size=8).build().fit(real, seed=0)
+    distance = Drifting(group_size=8).fit(real, seed=0)
     assert distance(real[:16]).isfinite()
     with pytest.raises(ValueError, match="multiple of group_size=8"):
         distance(real[:12])

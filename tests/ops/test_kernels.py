@@ -3,15 +3,8 @@ import math
 import pytest
 import torch
 
-from irdm.ops.kernels import (
-    fourier_features,
-    kernel_means,
-    mean_kernel,
-    median_distance,
-    nystrom_coefficients,
-    squared_mmd,
-    squared_mmd_and_gradient,
-)
+from irdm.ops.embedding import fourier_features, kernel_means, nystrom_coefficients
+from irdm.ops.kernels import mean_kernel, median_distance, squared_mmd
 from irdm.ops.radial import Energy, Gaussian, InverseMultiquadric, Laplace
 from irdm.ops.sampling import generator_for
 
@@ -58,6 +51,12 @@ def formula(kernel, gamma, x, y):
     }[type(kernel)]
 
 
+def value_and_gradient(fake, *args, **options):
+    leaf = fake.detach().requires_grad_()
+    value = squared_mmd(leaf, *args, **options)
+    return value.detach(), torch.autograd.grad(value, leaf)[0]
+
+
 def naive_mmd(fake, landmarks, alpha, kernel, constant=0.0, unbiased=False):
     """The equation of docs/method.md, left to autograd."""
     total = 0.0
@@ -92,8 +91,8 @@ def test_coinciding_rows_do_not_move_each_other(kernel):
     """A kink has no derivative: 0 is taken, for duplicates in the batch and for a row on top of a landmark."""
     landmarks = torch.tensor([[0.5, -2.0], [1.0, 3.0]], dtype=torch.float64)
     fake, alpha = landmarks[:1].repeat(4, 1), torch.full((len(kernel.gammas), 2), 0.5, dtype=torch.float64)
-    _, gradient = squared_mmd_and_gradient(fake, landmarks, alpha, kernel, block=3)
-    _, expected = squared_mmd_and_gradient(fake[:1], landmarks[1:], alpha[:, 1:], kernel)
+    _, gradient = value_and_gradient(fake, landmarks, alpha, kernel, block=3)
+    _, expected = value_and_gradient(fake[:1], landmarks[1:], alpha[:, 1:], kernel)
     torch.testing.assert_close(gradient, (expected / 4).expand(4, 2))
 
 
@@ -108,8 +107,8 @@ def test_single_precision_agrees_with_double(kernel):
     kernel = type(kernel)([gamma / 7 for gamma in kernel.gammas]) if kernel.definite else kernel
     fake, landmarks = draw(200, 64), draw(60, 64, seed=1)
     alpha = draw(len(kernel.gammas), 60, seed=2) / 60
-    value, gradient = squared_mmd_and_gradient(fake, landmarks, alpha, kernel, block=128)
-    single = squared_mmd_and_gradient(fake.float(), landmarks.float(), alpha.float(), kernel, block=128)
+    value, gradient = value_and_gradient(fake, landmarks, alpha, kernel, block=128)
+    single = value_and_gradient(fake.float(), landmarks.float(), alpha.float(), kernel, block=128)
     assert single[0].item() == pytest.approx(value.item(), rel=1e-6, abs=1e-6)
     assert (single[1] - gradient).norm() < 1e-5 * gradient.norm()
 
@@ -117,19 +116,27 @@ def test_single_precision_agrees_with_double(kernel):
 def test_order_of_the_rows_does_not_matter():
     kernel = ladder(LADDER)
     fake, landmarks, alpha = draw(50, 6), draw(11, 6, seed=1), draw(4, 11, seed=2)
-    value, gradient = squared_mmd_and_gradient(fake, landmarks, alpha, kernel, block=8)
+    value, gradient = value_and_gradient(fake, landmarks, alpha, kernel, block=8)
     order = torch.randperm(50, generator=torch.Generator().manual_seed(3))
-    shuffled = squared_mmd_and_gradient(fake[order], landmarks, alpha, kernel, block=8)
+    shuffled = value_and_gradient(fake[order], landmarks, alpha, kernel, block=8)
     torch.testing.assert_close(shuffled[0], value)
     torch.testing.assert_close(shuffled[1], gradient[order])
 
 
 def test_without_a_gradient_only_the_value_is_computed():
-    fake, landmarks, alpha = draw(10, 3), draw(4, 3, seed=1), draw(1, 4, seed=2)
-    value, gradient = squared_mmd_and_gradient(fake, landmarks, alpha, Gaussian([0.1]), gradient=False)
-    assert gradient is None
-    assert not squared_mmd(fake, landmarks, alpha, Gaussian([0.1])).requires_grad
+    fake, landmarks, alpha = draw(10, 3).requires_grad_(), draw(4, 3, seed=1), draw(1, 4, seed=2)
+    with torch.no_grad():
+        value = squared_mmd(fake, landmarks, alpha, Gaussian([0.1]))
+    assert not value.requires_grad
+    assert not squared_mmd(fake.detach(), landmarks, alpha, Gaussian([0.1])).requires_grad
     torch.testing.assert_close(value, naive_mmd(fake, landmarks, alpha, Gaussian([0.1])))
+
+
+def test_a_second_derivative_is_refused_rather_than_wrong():
+    fake, landmarks, alpha = draw(10, 3).requires_grad_(), draw(4, 3, seed=1), draw(1, 4, seed=2)
+    gradient = torch.autograd.grad(squared_mmd(fake, landmarks, alpha, Gaussian([0.1])), fake, create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        torch.autograd.grad(gradient.sum(), fake)
 
 
 def test_the_gradient_scales_with_what_follows_and_survives_a_second_backward():
@@ -142,7 +149,7 @@ def test_the_gradient_scales_with_what_follows_and_survives_a_second_backward():
 
 def test_far_rows_neither_overflow_nor_turn_nan():
     fake = torch.cat([draw(20, 5), 1e6 + draw(20, 5, seed=1)]).float()
-    value, gradient = squared_mmd_and_gradient(fake, draw(4, 5).float(), torch.ones(4, 4) / 4, ladder(LADDER))
+    value, gradient = value_and_gradient(fake, draw(4, 5).float(), torch.ones(4, 4) / 4, ladder(LADDER))
     assert torch.isfinite(value)
     assert torch.isfinite(gradient).all()
 
@@ -152,6 +159,9 @@ def test_mean_kernel_is_the_mean_of_the_matrix(kernel):
     x = draw(30, 4)
     expected = torch.stack([formula(kernel, gamma, x, x).mean() for gamma in kernel.gammas]).mean()
     torch.testing.assert_close(mean_kernel(x, kernel, block=7), expected)
+    different = ~torch.eye(30, dtype=torch.bool)
+    expected = torch.stack([formula(kernel, gamma, x, x)[different].mean() for gamma in kernel.gammas]).mean()
+    torch.testing.assert_close(mean_kernel(x, kernel, unbiased=True, block=7), expected)
 
 
 def test_median_distance_is_the_median_over_pairs():
