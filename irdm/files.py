@@ -168,32 +168,33 @@ def visible(path: Path) -> list[str]:
     return sorted(entry.name for entry in path.iterdir() if not entry.name.startswith(".")) if path.is_dir() else []
 
 
-def claim(path: Path, name: str, identity: Mapping[str, Any], kind: str) -> None:
-    """Make the directory `path`, which this process holds, that of an identity (in the file `name`), or find it so.
+@contextmanager
+def claimed(path: Path, name: str, identity: Mapping[str, Any], kind: str) -> Iterator[None]:
+    """Hold the directory `path` as its only builder, and as that of an identity, which is kept in the file `name`.
 
-    Raises ValueError when it holds something else; it is then left alone.
+    Raises ValueError when it holds something else, which is left alone, or another process is building it.
     """
     there, mend = visible(path), f"Choose another directory, or delete this {kind}."
     if there and name not in there:
         raise ValueError(f"{path} holds {there[0]} and is no {kind}; choose an empty or a new directory.")
-    try:
-        found = read_manifest(path / name, mend)
-    except FileNotFoundError:
-        write_manifest(path / name, identity)
-        return
-    except ValueError:
-        # The folders inside say what they are part of: a damaged claim need not cost them.
-        if hash_of(identity) not in {_part_of(file) for file in path.rglob(MANIFEST)}:
-            raise
-        write_manifest(path / name, identity)
-        return
-    if hash_of(found) != hash_of(identity):
-        lines = "\n".join(
-            f"  {key}: {_short(found.get(key))} there, {_short(identity.get(key))} now"
-            for key in dict.fromkeys([*identity, *found])
-            if hash_of(found.get(key)) != hash_of(identity.get(key))
-        )
-        raise ValueError(f"{path} is a {kind} of something else:\n{lines}\n{mend}")
+    with locked(path, "built"):
+        try:
+            found = read_manifest(path / name, mend)
+        except FileNotFoundError:
+            found = None
+        except ValueError:
+            # The folders inside say what they are part of: a damaged claim need not cost them.
+            if hash_of(identity) not in {_part_of(file) for file in path.rglob(MANIFEST)}:
+                raise
+            found = None
+        if found is None:
+            write_manifest(path / name, identity)
+        elif odd := [
+            k for k in dict.fromkeys([*identity, *found]) if hash_of(found.get(k)) != hash_of(identity.get(k))
+        ]:
+            lines = [f"  {key}: {_short(found.get(key))} there, {_short(identity.get(key))} now" for key in odd]
+            raise ValueError("\n".join([f"{path} is a {kind} of something else:", *lines, mend]))
+        yield
 
 
 def _part_of(manifest: Path) -> object:

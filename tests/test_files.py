@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from irdm import files
 from irdm.files import (
-    claim,
+    claimed,
     clear_partial,
     hash_of,
     hash_tensors,
@@ -220,33 +220,37 @@ def test_what_is_no_safetensors_file_is_one_clear_error(tmp_path, data):
         read_tensors(tmp_path / "none.safetensors", "")
 
 
+def claim(path, identity):
+    with claimed(path, "plan.json", identity, "store"):
+        pass
+
+
 def test_a_directory_is_claimed_once(tmp_path):
-    claim(tmp_path, "plan.json", {"seed": 1, "sizes": (1, 2)}, "store")
-    claim(tmp_path, "plan.json", {"seed": 1, "sizes": [1, 2]}, "store")
-    with pytest.raises(
-        ValueError, match=r"a store of something else:\n  seed: 1 there, 2 now\n  more: null there, 3 now"
-    ):
-        claim(tmp_path, "plan.json", {"seed": 2, "sizes": (1, 2), "more": 3}, "store")
+    claim(tmp_path, {"seed": 1, "sizes": (1, 2)})
+    claim(tmp_path, {"seed": 1, "sizes": [1, 2]})
+    message = r"a store of something else:\n  seed: 1 there, 2 now\n  more: null there, 3 now"
+    with pytest.raises(ValueError, match=message):
+        claim(tmp_path, {"seed": 2, "sizes": (1, 2), "more": 3})
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / ".plan.json.1.partial").write_text("")
-    claim(tmp_path / "x", "plan.json", {"seed": 1}, "store")
+    claim(tmp_path / "x", {"seed": 1})
     (tmp_path / "y").mkdir()
     (tmp_path / "y" / "thesis.txt").write_text("years of work")
     with pytest.raises(ValueError, match="holds thesis.txt and is no store"):
-        claim(tmp_path / "y", "plan.json", {"seed": 1}, "store")
+        claim(tmp_path / "y", {"seed": 1})
     assert everything(tmp_path / "y") == ["thesis.txt"]
 
 
 def test_a_damaged_claim_costs_nothing_when_the_parts_know_whose_they_are(tmp_path):
     plan = {"seed": 1}
-    claim(tmp_path, "plan.json", plan, "store")
+    claim(tmp_path, plan)
     (tmp_path / "plan.json").write_text("{")
     with pytest.raises(ValueError, match="plan.json cannot be read"):
-        claim(tmp_path, "plan.json", plan, "store")
+        claim(tmp_path, plan)
     seal(tmp_path / "part", {"of": hash_of(plan)})
     with pytest.raises(ValueError, match="plan.json cannot be read"):
-        claim(tmp_path, "plan.json", {"seed": 2}, "store")
-    claim(tmp_path, "plan.json", plan, "store")
+        claim(tmp_path, {"seed": 2})
+    claim(tmp_path, plan)
     assert read_manifest(tmp_path / "plan.json", "") == plan
 
 

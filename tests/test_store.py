@@ -18,12 +18,15 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
+from irdm.conditions import Unconditional
+from irdm.data.base import TensorSplit
+from irdm.data.images import pictures_like
 from irdm.data.sources import open_source
-from irdm.distances import ExactMMDConfig
 from irdm.features import extract
+from irdm.files import hash_of, read_manifest, write_manifest
 from irdm.ops.rows import Rows, row_blocks, sample_rows
 from irdm.ops.sampling import generator_for
-from irdm.store import FeatureStore, build_store, store_address, store_identity
+from irdm.store import FeatureStore, build_store, row_order, store_identity
 
 IMAGES, SIZE, SHARD = 70, 8, 16
 
@@ -51,9 +54,13 @@ def built(folder, tmp_path_factory):
     return build(folder, tmp_path_factory.mktemp("built") / "store")
 
 
+def pictures(folder, size=SIZE):
+    return pictures_like(open_source(folder), (3, size, size))
+
+
 def build(folder, path, nets=None, **options):
-    settings = {"size": SIZE, "seed": 1, "micro_batch": 5, "shard_rows": SHARD} | options
-    return build_store(open_source(folder), nets or encoders(), path, **settings)
+    settings = {"seed": 1, "micro_batch": 5, "shard_rows": SHARD} | options
+    return build_store(pictures(folder), nets or encoders(), path, **settings)
 
 
 @pytest.fixture
@@ -73,17 +80,16 @@ def hidden(path):
 
 
 def test_rows_are_those_of_direct_extraction(folder, built):
-    source = open_source(folder)
-    images = torch.stack(list(source.decoded(range(IMAGES), SIZE))).float() / 255
-    expected = extract(encoders(), images)
-    assert sorted(built.index.tolist()) == list(range(IMAGES)), "every image once"
-    assert torch.equal(built.labels, source.labels[built.index])
+    split = pictures(folder)
+    expected = extract(encoders(), split.images)
+    assert torch.equal(built.index, row_order(IMAGES, 1)) and sorted(built.index.tolist()) == list(range(IMAGES))
+    assert built.conditions.fingerprint == split.conditions[built.index].fingerprint
+    assert built.conditions.spec == split.conditions.spec and built.conditions.spec.names == tuple("abcdefg")
     for name in built.encoders:
         rows = built[name]
         assert isinstance(rows, Rows) and rows.shape == (IMAGES, expected[name].shape[1]) and len(rows) == IMAGES
         assert torch.allclose(rows[:], expected[name][built.index], atol=1e-6)
     assert len(built) == IMAGES and "conv" in built and "other" not in built
-    assert built.class_names == tuple("abcdefg")
 
 
 def test_files_are_plain_safetensors(built):
@@ -93,8 +99,9 @@ def test_files_are_plain_safetensors(built):
 
 
 def test_the_first_rows_are_a_random_sample(built, folder, tmp_path):
-    assert len(built.labels[:14].unique()) >= 4  # in the order of the folders there would be two
-    assert (built.labels.diff() != 0).float().mean() > 0.6
+    strata = built.conditions.strata
+    assert len(strata[:14].unique()) >= 4  # in the order of the folders there would be two
+    assert (strata.diff() != 0).float().mean() > 0.6
     assert not torch.equal(build(folder, tmp_path / "other", seed=2).index, built.index)
 
 
@@ -113,14 +120,65 @@ def test_indexing_is_that_of_a_tensor(built):
             rows[wrong]
 
 
-def test_a_distance_is_fitted_on_it_as_on_a_tensor(built):
+def test_blocks_and_samples_are_those_of_a_tensor(built):
     rows = built["conv"]
     assert torch.equal(torch.cat(list(row_blocks(rows, 9))), rows[:])
     draw = sample_rows(rows, 10, generator_for(0))
     assert torch.equal(draw, sample_rows(rows[:], 10, generator_for(0)))
-    fake = torch.randn(12, 5)
-    scores = [ExactMMDConfig().build().fit(real, seed=0)(fake, step=1) for real in (rows, rows[:])]
-    assert scores[0] == scores[1]
+
+
+class Words:
+    """Conditions that are no classes: n rows of two tensors, and a spec that makes them again."""
+
+    def __init__(self, codes, masks):
+        self.codes, self.masks = codes, masks
+
+    def __len__(self):
+        return len(self.codes)
+
+    def __getitem__(self, rows):
+        return Words(self.codes[rows], self.masks[rows])
+
+    @property
+    def state(self):
+        return {"codes": self.codes, "masks": self.masks}
+
+    strata = tau = None
+    fingerprint = "words"
+
+    def inputs(self, device="cpu"):
+        return {}
+
+    def captions(self):
+        return [""] * len(self)
+
+    class spec:  # noqa: N801
+        @staticmethod
+        def identity():
+            return {"kind": "words"}
+
+
+def test_any_condition_comes_back_row_by_row(tmp_path, monkeypatch):
+    images = torch.rand(23, 1, 4, 4)
+    options = {"shard_rows": 10, "seed": 2}
+    words = Words(torch.randn(23, 2, 3).half(), torch.arange(46).view(23, 2) % 3 == 0)
+    store = build_store(TensorSplit(images, words), {"flat": nn.Flatten()}, tmp_path / "words", **options)
+
+    class Adapter:
+        def __init__(self, _):
+            pass
+
+        def validate_python(self, spec):
+            assert spec == {"kind": "words"}
+            return type("Spec", (), {"restore": staticmethod(lambda n, state: Words(state["codes"], state["masks"]))})
+
+    monkeypatch.setattr("irdm.store.reader.TypeAdapter", Adapter)
+    assert torch.equal(store.conditions.codes, words.codes[store.index])
+    assert torch.equal(store.conditions.masks, words.masks[store.index]) and store.conditions.masks.dtype == torch.bool
+    monkeypatch.undo()
+    plain = build_store(TensorSplit(images, Unconditional(23)), {"flat": nn.Flatten()}, tmp_path / "plain", **options)
+    assert isinstance(plain.conditions, Unconditional) and len(plain.conditions) == 23
+    assert torch.equal(plain["flat"][:], images.flatten(1)[plain.index])
 
 
 @pytest.mark.parametrize("micro_batch", [1, 16, 70, 999])
@@ -138,12 +196,11 @@ def test_the_size_of_a_shard_changes_no_row(folder, built, tmp_path):
 
 
 def test_the_address_is_of_content(folder, built, tmp_path):
-    source = open_source(folder)
-
-    def address(nets=None, **options):
-        return store_address(
-            store_identity(source, nets or encoders(), **({"size": SIZE, "seed": 1, "shard_rows": SHARD} | options))
+    def address(nets=None, size=SIZE, **options):
+        identity = store_identity(
+            pictures(folder, size), nets or encoders(), **{"seed": 1, "shard_rows": SHARD} | options
         )
+        return hash_of(identity)
 
     assert address() == built.address
     nets = encoders()
@@ -153,8 +210,55 @@ def test_the_address_is_of_content(folder, built, tmp_path):
     assert len({built.address, *others}) == 6
     with pytest.raises(ValueError, match="identity names"):
         address(identity={"conv": "x"})
-    with pytest.raises(ValueError, match="expected names of letters"):
-        address({"../conv": nets["conv"]})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"micro_batch": 0}, "micro_batch 0"),
+        ({"micro_batch": -1}, "micro_batch -1"),
+        ({"shard_rows": 0}, "shard_rows 0"),
+        ({"nets": {"": nn.Flatten()}}, "expected names of letters"),
+        ({"nets": {"../conv": nn.Flatten()}}, "expected names of letters"),
+    ],
+)
+def test_what_cannot_be_built_leaves_nothing(folder, built, tmp_path, options, message):
+    """A store that was begun with these must not stand in the way of the right call."""
+    with pytest.raises(ValueError, match=message):
+        build(folder, tmp_path / "store", **options)
+    assert not (tmp_path / "store").exists()
+    assert content(build(folder, tmp_path / "store").path) == content(built.path)
+
+
+def test_no_images_and_no_encoders_are_refused(folder, tmp_path):
+    empty = TensorSplit(torch.empty(0, 3, 8, 8), Unconditional(0), "nothing")
+    with pytest.raises(ValueError, match="nothing holds no images"):
+        build_store(empty, encoders(), tmp_path / "store")
+    with pytest.raises(ValueError, match="Got the encoders"):
+        build_store(pictures(folder), {}, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_manifest_of_other_encoders_than_its_identity_is_no_store(folder, built, copied):
+    """Such as one of no encoder at all, which was once written when a micro-batch was empty."""
+    body = read_manifest(copied / "manifest.json", "")
+    for record in body["shards"]:
+        record["files"] = {"rows.safetensors": record["files"]["rows.safetensors"]}
+    write_manifest(copied / "manifest.json", {**body, "dims": {}})
+    with pytest.raises(ValueError, match="other rows or encoders than its identity says"):
+        FeatureStore(copied)
+    assert content(build(folder, copied).path) == content(built.path)
+
+
+def test_encoders_that_do_not_give_a_row_an_image_are_named(folder, tmp_path):
+    with pytest.raises(ValueError, match=r"Encoder 'sum' made \[1, 192\] of 5 images"):
+        build(folder, tmp_path / "store", {"sum": nn.Sequential(nn.Flatten(), Sum())})
+    assert not list((tmp_path / "store").glob("shard-*")) and not hidden(tmp_path / "store")
+
+
+class Sum(nn.Module):
+    def forward(self, rows):
+        return rows.sum(0, keepdim=True)
 
 
 SCRIPT = """
@@ -264,17 +368,17 @@ def damage(path, how):
 def test_a_damaged_shard_is_named_and_only_it_is_made_again(folder, built, copied, how, name):
     path = copied
     damage(path / "shard-00002" / name, how)
-    with pytest.raises(ValueError, match=r"shard-00002.*rebuild"):
+    with pytest.raises(ValueError, match=r"shard-00002.*Delete .*shard-00002 and repeat"):
         store = FeatureStore(path)
         assert how == "flip", "sizes are compared when a store is opened"
         assert store["pixels.8"][:].shape == (IMAGES, 192)
-        with pytest.raises(ValueError, match=r"shard-00002.*was altered.*rebuild"):
+        with pytest.raises(ValueError, match=r"shard-00002.*was altered.*repeat"):
             store.verify()
         if name.startswith("features"):
             assert store["conv"][:32].shape == (32, 5), "other shards can be read"
             store["conv"][30:34]
         else:
-            _ = store.labels
+            _ = store.conditions
     if how == "flip":  # as the message says
         shutil.rmtree(path / "shard-00002")
     kept = os.stat(path / "shard-00001" / name).st_mtime_ns
@@ -283,10 +387,47 @@ def test_a_damaged_shard_is_named_and_only_it_is_made_again(folder, built, copie
     assert os.stat(path / "shard-00001" / name).st_mtime_ns == kept
 
 
-@pytest.mark.parametrize("how", ["flip", "delete", "cut"])
+def test_a_rebuild_blesses_no_damage(folder, built, copied):
+    """One shard is missing, so the command is repeated; bytes of two others are not what was written."""
+    damage(copied / "shard-00001" / "features-conv.safetensors", "flip")
+    damage(copied / "shard-00003" / "rows.safetensors", "flip")
+    shutil.rmtree(copied / "shard-00000")
+    said = []
+    build(folder, copied, progress=said.append)
+    assert content(copied) == content(built.path)
+    for shard, name in ((1, "features-conv"), (3, "rows")):
+        assert [
+            line
+            for line in said
+            if f"shard-0000{shard}/{name}.safetensors was altered" in line and "made again" in line
+        ]
+    assert any("/ 48 images" in line for line in said), "three shards, no more"
+
+
+def test_a_thorough_build_reads_even_a_finished_store(folder, built, copied):
+    damage(copied / "shard-00001" / "features-conv.safetensors", "flip")
+    build(folder, copied)
+    with pytest.raises(ValueError, match="was altered"):
+        FeatureStore(copied).verify()
+    build(folder, copied, thorough=True)
+    assert content(copied) == content(built.path)
+
+
+def test_a_shard_of_another_store_is_not_taken(folder, built, copied, tmp_path):
+    other = build(folder, tmp_path / "other", seed=5)
+    shutil.rmtree(copied / "shard-00001")
+    shutil.copytree(other.path / "shard-00001", copied / "shard-00001")
+    (copied / "manifest.json").unlink()
+    build(folder, copied)
+    assert content(copied) == content(built.path)
+
+
+@pytest.mark.parametrize("how", ["flip", "delete", "cut", "[]", "{}"])
 def test_a_damaged_manifest_is_named(folder, built, copied, how):
     manifest = copied / "manifest.json"
-    if how == "flip":
+    if how.startswith(("[", "{")):
+        manifest.write_text(how)
+    elif how == "flip":
         manifest.write_text(manifest.read_text().replace('"seed": 1', '"seed": 3'))
     else:
         damage(manifest, how)
@@ -299,9 +440,7 @@ def test_a_damaged_manifest_is_named(folder, built, copied, how):
 def test_a_store_of_something_else_is_refused_and_kept(folder, copied, tmp_path):
     store = FeatureStore(copied)
     before = content(store.path)
-    with pytest.raises(
-        ValueError, match=r"is a store of something else: it has \{\"seed\": 1\}, expected \{\"seed\": 2"
-    ):
+    with pytest.raises(ValueError, match=r"is a store of something else:\n  seed: 1 there, 2 now"):
         build(folder, store.path, seed=2)
     assert content(store.path) == before and len(FeatureStore(store.path)) == IMAGES
     (tmp_path / "papers").mkdir()
@@ -328,8 +467,12 @@ def full_disk(writes):
 
 
 def test_a_full_disk_keeps_the_finished_shards(folder, built, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left.*shard-00002.*Finished shards"):
-        patch.setattr(os, "fsync", full_disk(1 + 2 * 4 + 2))  # the claim, two shards of four files, two files more
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(OSError, match="shard-00002 could not be written: No space left.*Make room"),
+    ):
+        synced = 2 + 2 * (4 * 2 + 2) + 2  # the claim; two shards of four files in two folders; a file more
+        patch.setattr(os, "fsync", full_disk(synced))
         build(folder, tmp_path / "store")
     shards = [name.name for name in (tmp_path / "store").glob("*shard*")]
     assert sorted(shards) == ["shard-00000", "shard-00001"] and not hidden(tmp_path / "store")
@@ -369,6 +512,7 @@ def test_memory_does_not_grow_with_the_store(tmp_path):
         import sys, numpy as np, torch
         from pathlib import Path
         from torch import nn
+        from irdm.data.images import pictures_like
         from irdm.data.sources import open_source
         from irdm.ops.rows import row_blocks
         from irdm.store import build_store
@@ -386,8 +530,8 @@ def test_memory_does_not_grow_with_the_store(tmp_path):
         out = Path(sys.argv[1])
         for n in (128, 1536):
             np.save(out / f"{n}.npy", np.random.default_rng(0).integers(0, 256, (n, 16, 16, 3)).astype(np.uint8))
-            source = open_source(out / f"{n}.npy")
-            store = build_store(source, {"wide": Wide()}, out / str(n), size=16, micro_batch=64, shard_rows=2048)
+            split = pictures_like(open_source(out / f"{n}.npy"), (3, 16, 16))
+            store = build_store(split, {"wide": Wide()}, out / str(n), micro_batch=64, shard_rows=2048)
             for block in row_blocks(store["wide"], 64):
                 Wide.peak = max(Wide.peak, anonymous())
             print(Wide.peak)

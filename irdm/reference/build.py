@@ -24,9 +24,8 @@ from irdm.encoders import AnyBattery, Battery
 from irdm.encoders.base import encoder_identity
 from irdm.files import (
     MANIFEST,
-    claim,
+    claimed,
     hash_of,
-    locked,
     read_sealed,
     remove,
     sealed_folder,
@@ -119,8 +118,7 @@ def build_reference(
             if ranks.is_main:
                 finished = job.is_finished()
             if ranks.is_main and not finished:
-                held.enter_context(locked(path, "built"))
-                claim(path, PLAN, plan, "reference")
+                held.enter_context(claimed(path, PLAN, plan, "reference"))
                 job.drop_damaged(say)
                 (path / MANIFEST).unlink(missing_ok=True)
         if ranks.any(finished):

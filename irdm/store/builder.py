@@ -25,9 +25,8 @@ from irdm.features import extract
 from irdm.files import (
     MANIFEST,
     Digested,
-    claim,
+    claimed,
     hash_of,
-    locked,
     read_sealed,
     replaced,
     safetensors_header,
@@ -92,8 +91,7 @@ def build_store(
             if ranks.is_main:
                 finished = _finished(path, what, thorough)
             if ranks.is_main and not finished:
-                held.enter_context(locked(path, "built"))
-                claim(path, IDENTITY, what, "store")
+                held.enter_context(claimed(path, IDENTITY, what, "store"))
         if ranks.any(finished):
             return FeatureStore(path)
         with ranks.together():
