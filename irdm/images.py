@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from irdm.checkpoint import write_atomic
+from irdm.files import write_atomic
 
 VISIBLE = 48  # a cell smaller than this many pixels is hard to see on a screen
 

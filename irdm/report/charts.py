@@ -12,6 +12,7 @@ from html import escape
 from markupsafe import Markup
 
 BINS = 240  # points a line is drawn with, however many steps were logged
+TINY = 1e-100  # nearer to 0 than this is 0: quotients of what is left stay finite
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Axis:
         cls, values: Iterable[float | None], *, log: bool = False, zero: bool = False, pad: float = 0.06
     ) -> Axis:
         """An axis that holds all finite values (on a log axis all positive ones) with a little room at both ends."""
-        kept = [v for v in values if v is not None and math.isfinite(v) and (v > 0 or not log)]
+        found = [0.0 if abs(v) < TINY else v for v in values if v is not None and math.isfinite(v)]
+        kept = [v for v in found if v > 0 or not log]
         low, high = (min(kept), max(kept)) if kept else (1.0, 1.0)
         if log:
             room = max((high / low) ** pad, 1.05)
@@ -60,13 +62,13 @@ class Axis:
 
 @dataclass(frozen=True)
 class Mark:
-    """One row of a ratio chart: `kind` is its colour class (in, out, all, unseen, real)."""
+    """One row of a ruler: a value, its 95% interval, and what fresh real images score; `kind` is a colour class."""
 
     name: str
     value: float
     kind: str
-    ci: Sequence[float] | None = None
-    other: float | None = None
+    ci95: Sequence[float] | None = None
+    control: float | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,9 @@ def number(value: float | None) -> str:
     """A short human number: 1.03, 12,000, 4.1e-05."""
     if value is None or not math.isfinite(value):
         return "–"
-    if value == 0 or 1e-4 <= abs(value) < 1e-2:
+    if value == 0:
+        return "0"  # of either sign
+    if 1e-4 <= abs(value) < 1e-2:
         return f"{value:.2g}"
     if abs(value) < 1e-4 or abs(value) >= 1e7:
         mantissa, power = f"{value:.1e}".split("e")
@@ -90,9 +94,14 @@ def number(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 or float(value).is_integer() else f"{value:.3g}"
 
 
-def ratio(value: float | None) -> str:
-    """A ratio to real, to two decimals."""
-    return "–" if value is None or not math.isfinite(value) else f"{value:.2f}"
+def score(value: float | None) -> str:
+    """A score: two decimals where they say enough, so that a column of scores lines up."""
+    return f"{value:.2f}" if value is not None and 0.095 <= abs(value) < 1000 else number(value)
+
+
+def interval(ci95: Sequence[float] | None) -> str:
+    """Both ends of an interval; nothing where there is none."""
+    return " – ".join(map(score, ci95 or ()))
 
 
 def _svg(body: Iterable[str], height: int, alt: str, kind: str) -> Markup:
@@ -102,72 +111,58 @@ def _svg(body: Iterable[str], height: int, alt: str, kind: str) -> Markup:
     )
 
 
-def ruler(marks: Sequence[Mark], alt: str) -> Markup:
-    """Distance to real on a log axis: a row a score with its 95% interval, and a line down from real = 1.00."""
-    axis = Axis.around([1.0, *(v for m in marks for v in (m.value, *(m.ci or ())))], log=True, pad=0.1)
-    top, row = 66, 40
+def ruler(marks: Sequence[Mark], title: str, *, control: float | None, row: int = 40) -> Markup:
+    """A row a score with its 95% interval and a tick at its own control, and a line down from the control of all.
+
+    The axis is logarithmic where every number is positive.
+    """
+    values = [v for m in marks for v in (m.value, m.control, *(m.ci95 or ())) if v is not None]
+    values += [] if control is None else [control]
+    axis = Axis.around(values, log=min(values) > TINY, pad=0.1)
+    top = 66
     height = top + row * len(marks) + 4
-    real = axis.at(1.0)
-    body = [f'<rect class="beyond" x="0" y="{top - 18}" width="{real}%" height="{height - top + 18}"/>']
-    body.append(f'<line class="edge" x1="0" x2="100%" y1="{top - 18}" y2="{top - 18}"/>')
+    real = None if control is None else axis.at(control)
+    body = [f'<line class="edge" x1="0" x2="100%" y1="{top - 18}" y2="{top - 18}"/>']
     for i, tick in enumerate(axis.ticks(8)):
         x = axis.at(tick)
         body.append(f'<line class="edge" x1="{x}%" x2="{x}%" y1="{top - 18}" y2="{top - 11}"/>')
-        if abs(x - real) > 3:
-            kind = "tick minor" if i % 2 else "tick"
-            body.append(f'<text class="{kind}" x="{x}%" y="{top - 25}" text-anchor="middle">{tick:.3g}</text>')
-    body.append(f'<line class="one" x1="{real}%" x2="{real}%" y1="{top - 42}" y2="{height}"/>')
-    body.append(f'<text class="onelabel" x="{real}%" y="{top - 50}" text-anchor="middle">real = 1.00</text>')
+        kind = "tick minor" if i % 2 else "tick"
+        body.append(f'<text class="{kind}" x="{x}%" y="{top - 25}" text-anchor="middle">{number(tick)}</text>')
+    if real is not None:
+        anchor = "start" if real < 12 else "end" if real > 88 else "middle"
+        said = f"real control {score(control)}"
+        body.append(f'<line class="one" x1="{real}%" x2="{real}%" y1="{top - 42}" y2="{height}"/>')
+        body.append(f'<text class="onelabel" x="{real}%" y="{top - 50}" text-anchor="{anchor}">{said}</text>')
     for i, mark in enumerate(marks):
         x, y = axis.at(mark.value), top + row * i + row / 2
-        body.append(f'<text class="name" x="0" dx="-14" y="{y + 4}" text-anchor="end">{escape(mark.name)}</text>')
+        body.append(f'<text class="name" x="0" dx="-14" y="{y + 4}" text-anchor="end">{_short(mark.name)}</text>')
         body.append(f'<line class="rail" x1="0" x2="100%" y1="{y}" y2="{y}"/>')
-        span = ""
-        if mark.ci:
-            low, high = axis.at(mark.ci[0]), axis.at(mark.ci[1])
-            span = f", 95% interval {ratio(mark.ci[0])} to {ratio(mark.ci[1])}"
+        if mark.ci95:
+            low, high = map(axis.at, mark.ci95)
             body.append(f'<line class="ci {mark.kind}" x1="{low}%" x2="{high}%" y1="{y}" y2="{y}"/>')
-        label = f"<title>{escape(mark.name)}: {ratio(mark.value)}{span}</title>"
-        body.append(f'<circle class="dot {mark.kind}" cx="{x}%" cy="{y}" r="7">{label}</circle>')
-        body.append(f'<text class="value" x="100%" dx="14" y="{y + 5}">{ratio(mark.value)}</text>')
-    return _svg(body, height, alt, "ruler")
+        if mark.control is not None:
+            own = axis.at(mark.control)
+            body.append(f'<line class="own" x1="{own}%" x2="{own}%" y1="{y - 8}" y2="{y + 8}"/>')
+        hover = f"<title>{escape(_spoken(mark))}</title>"
+        if mark.kind == "out":  # another shape as well as another colour
+            shape = f'<path class="dot out" d="M0-8 8 0 0 8-8 0Z">{hover}</path>'
+            body.append(f'<svg x="{x}%" y="{y}" overflow="visible">{shape}</svg>')
+        else:
+            body.append(f'<circle class="dot {mark.kind}" cx="{x}%" cy="{y}" r="6.5">{hover}</circle>')
+        body.append(f'<text class="value" x="100%" dx="14" y="{y + 5}">{score(mark.value)}</text>')
+    scale = "logarithmic" if axis.log else "linear"
+    return _svg(body, height, f"{title} on a {scale} axis. {'; '.join(map(_spoken, marks))}.", "ruler")
 
 
-def bars(marks: Sequence[Mark], alt: str) -> Markup:
-    """A bar an encoder from 0, held-out ones hatched, whiskers for the 95% interval, a diamond for the unseen ratio."""
-    reach = [1.0, *(v for m in marks for v in (m.value, m.other, *(m.ci or ())) if v is not None)]
-    axis = Axis.around(reach, zero=True)
-    top, row, thick = 22, 30, 16
-    height = top + row * len(marks) + 24
-    body = [
-        '<defs><pattern id="hatch" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
-        '<rect class="hatch-ground" width="6" height="6"/><rect class="hatch-line" width="2.6" height="6"/>'
-        "</pattern></defs>"
-    ]
-    for tick in axis.ticks(6):
-        x = axis.at(tick)
-        body.append(f'<line class="grid" x1="{x}%" x2="{x}%" y1="{top}" y2="{height - 22}"/>')
-        body.append(f'<text class="tick" x="{x}%" y="{height - 6}" text-anchor="middle">{tick:.3g}</text>')
-    for i, mark in enumerate(marks):
-        x, y = axis.at(mark.value), top + row * i + row / 2
-        held = " (held out)" if mark.kind == "out" else ""
-        span = f", 95% interval {ratio(mark.ci[0])} to {ratio(mark.ci[1])}" if mark.ci else ""
-        body.append(f'<text class="name" x="0" dx="-12" y="{y + 4}" text-anchor="end">{escape(mark.name)}</text>')
-        body.append(
-            f'<rect class="bar {mark.kind}" x="0" y="{y - thick / 2}" width="{x}%" height="{thick}" rx="3">'
-            f"<title>{escape(mark.name)}{held}: {ratio(mark.value)}{span}</title></rect>"
-        )
-        if mark.ci:
-            low, high = axis.at(mark.ci[0]), axis.at(mark.ci[1])
-            body.append(f'<line class="whisker" x1="{low}%" x2="{high}%" y1="{y}" y2="{y}"/>')
-            body += [f'<line class="whisker" x1="{v}%" x2="{v}%" y1="{y - 4}" y2="{y + 4}"/>' for v in (low, high)]
-        if mark.other is not None:
-            body.append(f'<text class="diamond" x="{axis.at(mark.other)}%" y="{y + 4.5}" text-anchor="middle">◆</text>')
-        body.append(f'<text class="value" x="100%" dx="14" y="{y + 5}">{ratio(mark.value)}</text>')
-    one = axis.at(1.0)
-    body.append(f'<line class="one" x1="{one}%" x2="{one}%" y1="{top - 6}" y2="{height - 22}"/>')
-    body.append(f'<text class="onelabel" x="{one}%" y="{top - 10}" text-anchor="middle">real = 1.00</text>')
-    return _svg(body, height, alt, "bars")
+def _spoken(mark: Mark) -> str:
+    held = " (held out)" if mark.kind == "out" and mark.name != "Held out" else ""
+    span = f", 95% interval {score(mark.ci95[0])} to {score(mark.ci95[1])}" if mark.ci95 else ""
+    real = f", real control {score(mark.control)}" if mark.control is not None else ""
+    return f"{mark.name}{held} {score(mark.value)}{span}{real}"
+
+
+def _short(name: str) -> str:
+    return escape(name if len(name) <= 16 else name[:15] + "…")
 
 
 def _binned(points: Sequence[tuple[int, float | None]]) -> list[list[tuple[float, float, float, float]]]:
@@ -247,7 +242,7 @@ def strips(series: Sequence[Series], alt: str, *, columns: int = 80) -> Markup:
     body = []
     for i, one in enumerate(series):
         y = row * i + (row - thick) / 2
-        name = f'<text class="name" x="0" dx="-12" y="{y + 13}" text-anchor="end">{escape(one.name)}</text>'
+        name = f'<text class="name" x="0" dx="-12" y="{y + 13}" text-anchor="end">{_short(one.name)}</text>'
         body += [name, f'<rect class="track" x="0" y="{y}" width="100%" height="{thick}" rx="3"/>']
         size = max(1, -(-len(one.points) // columns))
         starts = range(0, len(one.points), size)

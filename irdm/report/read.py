@@ -1,116 +1,199 @@
-"""Read a run directory into memory, and say precisely what is wrong with it when something is."""
+"""What a page is drawn from: a folder's files, checked field by field before any of it is used."""
 
 from __future__ import annotations
 
 import json
-import zipfile
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-ARRAYS = ("generated", "generated_labels", "real", "real_labels", "neighbours", "neighbour_distance")
+from irdm.evaluation import Result, read_result
+from irdm.files import read_json, read_manifest
+from irdm.log import read_log
+
+LARGEST = 1e100
+"""No number of a run or a result comes near; beyond it a chart would overflow."""
+
+Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Numbers = dict[str, Number | None]
+
+
+class Part(BaseModel):
+    """What the page uses of a JSON object; what else it holds is left alone."""
+
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Check(Part):
+    """A quick check during training."""
+
+    held_in: Number | None = None
+    held_out: Number | None = None
+    alarm: bool = False
+
+
+class Row(Part):
+    """A logged step."""
+
+    step: Count
+    loss: Number | None = None
+    lr: Number | None = None
+    grad_norm: Number | None = None
+    images_per_second: Number | None = None
+    skipped: Count | None = None
+    scores: Numbers | None = None
+    weights: Numbers | None = None
+    check: Check | None = None
+
+
+class RunReference(Part):
+    """reference.json of a run."""
+
+    floors: Numbers = {}
+    sizes: dict[str, Count] = {}
+
+
+class Judged(Part):
+    """What result.json says of encoders beside its scores: protocol.real.held_out."""
+
+    class Protocol(Part):
+        class Real(Part):
+            held_out: list[str] = []
+
+        real: Real = Real()
+
+    protocol: Protocol = Protocol()
+
+
+Kind = TypeVar("Kind", bound=Part)
 
 
 @dataclass(frozen=True)
-class Run:
-    """What a run directory holds. Pictures are uint8 [n, h, w, c]; whatever the run has not written yet is empty."""
+class Contents:
+    """What a folder holds. Pictures are uint8 [n, h, w, c]; whatever has not been written yet is empty or None."""
 
     folder: Path
-    config: dict[str, Any]
-    reference: dict[str, Any]
-    result: dict[str, Any]
-    metrics: list[dict[str, Any]]
-    samples: dict[str, np.ndarray]
-    notes: list[str] = field(default_factory=list)
+    config: dict[str, Any] | None
+    """None for an evaluation: it is no run."""
+    reference: RunReference
+    log: list[Row]
+    result: Result | None
+    held_out: list[str]
+    """Encoders of the result that no generator was trained against."""
+    samples: dict[str, NDArray]
+    texts: dict[str, str]
+    """Long JSON as it is shown, by title."""
+    notes: list[str]
 
 
-def read_run(folder: Path) -> Run:
-    """Read every file the report draws from (`docs/design.md`, "A run directory").
+def read(folder: Path) -> Contents:
+    """Read what a page can show of a run directory (it has a config.json) or of an evaluation (it has a result.json).
 
-    Raises ValueError, naming the file and how to mend it, when the folder is no run directory or a file is broken.
-    A last line of metrics.jsonl without its line end was cut by a kill: it is left out, and `notes` says so.
+    Raises ValueError, naming the file, the field and how to mend it, when the folder is neither or a file is broken.
+    Damaged lines of the log are left out, and `notes` says so.
     """
-    folder = Path(folder)
-    if not (folder / "config.json").is_file():
+    config_path, result_path = folder / "config.json", folder / "result.json"
+    is_run, is_judged = config_path.is_file(), result_path.is_file()
+    if not (is_run or is_judged):
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) if folder.is_dir() else "no such folder"
         raise ValueError(
-            f"{folder} is not a run directory: it has no config.json (found: {found or 'nothing'}). "
-            "Give the folder that `irdm train` wrote, such as runs/digits."
+            f"{folder} is neither a run directory (with a config.json) nor an evaluation (with a result.json); found: "
+            f"{found or 'nothing'}. Give a folder that `irdm train` or `irdm eval` wrote."
         )
-    notes: list[str] = []
-    result = _json(folder / "result.json", missing={})
-    if result and not isinstance(result.get("sw_ratio"), dict):
-        raise ValueError(
-            f"{folder / 'result.json'} has no sw_ratio (found: {', '.join(result)}). Run `irdm eval` again."
+    texts: dict[str, str] = {}
+    config, reference, rows, notes, result, judged = None, RunReference(), [], [], None, Judged()
+    if is_run:
+        config = read_json(config_path, "Restore it from a copy.")
+        texts["The whole configuration"] = _text(config, config_path)
+        reference = _reference(folder / "reference.json")
+        rows, notes = _log(folder / "metrics.jsonl")
+    if is_judged:
+        result = read_result(result_path)
+        mend = "Repeat the `irdm eval` that wrote it."
+        texts["The whole protocol"] = _text(
+            {"protocol": result.protocol, "scores": {s.label: s.notes for s in result.scores.values() if s.notes}},
+            result_path,
         )
-    return Run(
-        folder=folder,
-        config=_json(folder / "config.json"),
-        reference=_json(folder / "reference.json", missing={}),
-        result=result,
-        metrics=_metrics(folder / "metrics.jsonl", notes),
-        samples=_samples(folder / "samples" / "evaluation.npz"),
-        notes=notes,
-    )
+        plain = result.model_dump(mode="json")
+        judged = _checked(Judged, plain, str(result_path), mend)
+        for field, number in _numbers(plain):
+            if not abs(number) <= LARGEST:
+                raise ValueError(f"{result_path}: {field} is beyond {LARGEST:g}, which no score can be. {mend}")
+    held_out, samples = judged.protocol.real.held_out, _samples(folder / "samples.npz")
+    return Contents(folder, config, reference, rows, result, held_out, samples, texts, notes)
 
 
-def _json(path: Path, missing: dict | None = None) -> dict[str, Any]:
-    if missing is not None and not path.exists():
-        return missing
+def _reference(path: Path) -> RunReference:
+    if not path.is_file():
+        return RunReference()
+    mend = "Repeat the run's own `irdm train`, which writes it again."
+    return _checked(RunReference, read_manifest(path, mend), str(path), mend)
+
+
+def _log(path: Path) -> tuple[list[Row], list[str]]:
+    """The logged steps in order; a step logged twice keeps its later line."""
+    lines, notes = read_log(path)
+    mend = "Delete that line (the page needs no step in particular) and write the report again."
+    rows = [_checked(Row, line, f"{path}, row {number}", mend) for number, line in enumerate(lines, start=1)]
+    return list({row.step: row for row in sorted(rows, key=lambda row: row.step)}.values()), notes
+
+
+def _checked(kind: type[Kind], value: dict[str, Any], where: str, mend: str) -> Kind:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}). Restore it, or run `irdm train` again.") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a {type(value).__name__}; a JSON object was expected. Restore it.")
-    return value
+        return kind.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{where}: {field} is {str(first['input'])[:40]!r}: {first['msg']}. {mend}") from None
 
 
-def _metrics(path: Path, notes: list[str]) -> list[dict[str, Any]]:
-    """The logged steps in order; a step logged twice (after a resume) keeps its later line."""
-    if not path.exists():
-        return []
-    lines = path.read_bytes().decode("utf-8", errors="replace").split("\n")
-    tail = lines.pop()  # empty when the file ends with a line end
-    rows: dict[int, dict[str, Any]] = {}
-    for number, line in enumerate([*lines, tail], start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            rows[int(row["step"])] = row
-        except (ValueError, TypeError, KeyError):
-            if line is tail:
-                notes.append(f"The last line of metrics.jsonl (line {number}) was cut short by a stop and is left out.")
-                continue
-            raise ValueError(
-                f"{path}, line {number}: expected a JSON object with a step, found {line[:80]!r}. "
-                "Delete that line (the report needs no step in particular) and run `irdm report` again."
-            ) from None
-    return [rows[step] for step in sorted(rows)]
+def _text(value: Any, path: Path) -> str:
+    try:
+        return json.dumps(value, indent=2, ensure_ascii=False)
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply to be shown. Restore it from a copy.") from None
 
 
-def _samples(path: Path) -> dict[str, np.ndarray]:
+def _numbers(value: Any, field: str = "") -> Iterator[tuple[str, float]]:
+    """Every number in plain JSON with the name of its field."""
+    if isinstance(value, (dict, list)):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _numbers(part, f"{field}.{key}" if field else str(key))
+    elif isinstance(value, (int, float)):
+        yield field, value
+
+
+def _samples(path: Path) -> dict[str, NDArray]:
+    """The pictures of samples.npz with their captions; {} where there is none."""
     if not path.exists():
         return {}
-    mend = "Run `irdm eval` on this run to write it again."
+    mend = "Run `irdm eval` again, which writes it anew."
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ARRAYS}
-    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read ({error}). {mend}") from None
-    for name in ("generated", "real", "neighbours"):
-        if arrays[name].dtype != np.uint8 or arrays[name].ndim != 4:
-            found = f"{arrays[name].dtype} {arrays[name].shape}"
-            raise ValueError(f"{path}: {name} is {found}; uint8 [n, c, h, w] was expected. {mend}")
-        if arrays[name].shape[1] in (1, 3):
-            arrays[name] = arrays[name].transpose(0, 2, 3, 1)
-    count = len(arrays["generated"])
-    for name in ("generated_labels", "neighbours", "neighbour_distance"):
-        if len(arrays[name]) != count:
-            raise ValueError(f"{path}: {name} has {len(arrays[name])} rows for {count} generated images. {mend}")
-    if len(arrays["real_labels"]) != len(arrays["real"]):
-        raise ValueError(f"{path}: {len(arrays['real_labels'])} labels for {len(arrays['real'])} real images. {mend}")
+            arrays = {name: file[name] for name in file.files}
+    except Exception as error:  # zipfile, zlib and NumPy's header parser have many words for "broken"
+        raise ValueError(f"{path} cannot be read ({error!r}). {mend}") from None
+    for pictures, beside in (("generated", "generated_captions"), ("real", "real_captions"), ("neighbours", None)):
+        if pictures not in arrays and pictures == "neighbours":
+            continue
+        array = arrays.get(pictures, np.empty(0))
+        if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1] not in (1, 3) or 0 in array.shape[2:]:
+            raise ValueError(
+                f"{path}: {pictures} is {array.dtype} {array.shape}, expected uint8 [n, c, h, w] with c 1 or 3. {mend}"
+            )
+        arrays[pictures] = array.transpose(0, 2, 3, 1)
+        captions = arrays.get(beside) if beside else None
+        if beside and (captions is None or captions.dtype.kind != "U" or captions.shape != (len(array),)):
+            raise ValueError(f"{path}: {beside} are not {len(array)} texts, one for each of {pictures}. {mend}")
+    if "neighbours" in arrays:
+        distance = arrays.get("neighbour_distance", np.empty(0))
+        count = len(arrays["generated"])
+        if len(arrays["neighbours"]) != count or distance.shape != (count,) or not np.isfinite(distance).all():
+            raise ValueError(f"{path}: {count} generated images need as many neighbours and finite distances. {mend}")
     return arrays
