@@ -28,7 +28,7 @@ from irdm.data.image_source import (
     within_limit,
 )
 
-TAR_END = 2 * 512  # bytes of zeros that end a tar
+TAR_END, TAR_PADDING = 2 * 512, 2**20  # bytes of zeros that end a tar, and most of them
 COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # those whose unpacking can be stopped at a length
 
 
@@ -170,7 +170,8 @@ def _tar_index(path: Path) -> Iterator[tuple[str, tuple[int, int]]]:
     """(name, (offset, size)) of every file in a tar.
 
     Raises ValueError when it is compressed, cut short, damaged or odd. A damaged header looks like the end to tarfile,
-    so what follows the last file must be the end mark, zeros and nothing else.
+    so what follows the last file must be the end mark, zeros and nothing else; and no more of them than programs write:
+    a download that stopped may have room for the rest.
     """
     try:
         with tarfile.open(path, "r:") as tar:
@@ -186,11 +187,12 @@ def _tar_index(path: Path) -> Iterator[tuple[str, tuple[int, int]]]:
             end = tar.offset
         with open(path, "rb") as file:
             left = file.seek(0, 2) - file.seek(end)
-            if left < TAR_END:
-                raise ValueError("it is cut short: it has no end mark")
-            while block := file.read(2**20):
-                if block.strip(b"\0"):
-                    raise ValueError(f"the header at byte {end} is damaged")
+            if file.read(TAR_PADDING).strip(b"\0"):
+                raise ValueError(f"the header at byte {end} is damaged")
+            if not TAR_END <= left <= TAR_PADDING:
+                raise ValueError(
+                    f"it is cut short: {left} bytes of zeros are behind its last file, where a mark ends it"
+                )
     except MemoryError:
         raise
     except Exception as error:  # a damaged header leads tarfile into errors of every kind

@@ -91,7 +91,7 @@ def test_a_flipped_bit_changes_no_pixel_and_loses_no_image(tmp_path, kind):
     expected, refused = read(path), 0
     dice = random.Random(1)
     index = range(whole.find(b"PK\x01\x02"), len(whole)) if "zip" in kind or "npz" in kind else range(0, 128)
-    spots = [*dice.sample(range(len(whole)), 300), *dice.sample(index, min(len(index), 300))]
+    spots = [*dice.sample(range(len(whole)), 200), *dice.sample(index, min(len(index), 200))]
     for at in spots:
         changed = bytearray(whole)
         changed[at] ^= 1 << dice.randrange(8)
@@ -135,10 +135,12 @@ def test_a_tar_ends_in_two_blocks_of_zeros_and_nothing_else(tmp_path):
     path = tmp_path / "some.tar"
     whole = make("tar").rstrip(b"\0")
     whole += bytes(-len(whole) % 512)
-    for ending, good in ((bytes(1024), True), (bytes(9999), True), (bytes(512), False), (b"", False),
-                         (bytes(1024) + b"more", False), (bytes(512) + b"x" * 512 + bytes(1024), False)):  # fmt: skip
+    for ending in (bytes(1024), bytes(9999)):
         path.write_bytes(whole + ending)
-        assert (read(path) is not None) == good
+        assert len(read(path)) == 9
+    for ending in (b"", bytes(512), bytes(2**20 + 1), bytes(1024) + b"more", bytes(512) + b"x" * 512 + bytes(1024)):
+        path.write_bytes(whole + ending)
+        assert read(path) is None
     path.write_bytes(whole + bytes(1024) + whole + bytes(1024))
     with pytest.raises(ValueError, match="header at byte .* is damaged"):
         open_source(path)
@@ -181,13 +183,17 @@ def test_a_zip_name_that_became_hidden_is_refused(tmp_path):
         open_source(path)
 
 
-def test_a_large_zip_is_counted_in_its_own_way(tmp_path):
-    path = tmp_path / "some.zip"
-    with zipfile.ZipFile(path, "w") as archive:
-        for i in range(66_000):
-            archive.writestr(f"{i}.txt", b"")
-        archive.writestr("a.png", FILES[0])
-    assert len(open_source(path)) == 1
+@pytest.mark.parametrize("told", [9, 10])
+def test_zip64_is_counted_in_its_own_way(tmp_path, told):
+    """As archives of more than 65,534 files end: APPNOTE 4.3.14 to 4.3.16."""
+    path, whole = tmp_path / "some.zip", make("zip")
+    body, end = whole[:-22], bytearray(whole[-22:])
+    size, start = struct.unpack("<II", end[12:20])
+    end[8:12] = b"\xff" * 4
+    large = struct.pack("<4sQHHIIQQQQ", b"PK\x06\x06", 44, 45, 45, 0, 0, told, told, size, start)
+    locator = struct.pack("<4sIQI", b"PK\x06\x07", 0, len(body), 1)
+    path.write_bytes(body + large + locator + end)
+    assert (read(path) is not None) == (told == 9)
 
 
 def lying_zip(path, data, told, summed=0):

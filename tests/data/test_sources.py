@@ -185,7 +185,7 @@ def bad_tar(tmp_path, change):
     ("change", "message"),
     [
         ("cut", "bad.tar cannot be used"),
-        ("cut between files", "no end mark"),
+        ("cut between files", "cut short: 0 bytes of zeros"),
         ("compressed", "compressed"),
         ("no class", "002.png, have no .cls"),
         ("odd class", "two"),
