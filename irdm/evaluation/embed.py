@@ -82,8 +82,8 @@ def real_of(
     order = row_order(len(dataset.train), config.seed)
     train = table(dataset.train, order[: config.table_rows])
     moments = {name: Moments.of(row_blocks(rows)) for name, rows in train.features.items()}
-    for rows in order[config.table_rows :].split(config.table_rows):
-        more = table(dataset.train, rows).features
+    for start in range(config.table_rows, len(order), config.table_rows):
+        more = table(dataset.train, order[start : start + config.table_rows]).features
         moments = {name: moments[name] + Moments.of(row_blocks(more[name])) for name in moments}
     val = table(dataset.val, row_order(len(dataset.val), config.seed)[: config.table_rows])
     identity = real_identity(
