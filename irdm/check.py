@@ -200,9 +200,8 @@ class Needs:
         there = torch.cuda.get_device_properties(self.device).total_memory if on_cuda else physical_memory()
         needed = sum(self.cost.memory.values())
         parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in self.cost.memory.items() if size > GIB / 20)
-        text = (
-            f"estimate: {needed / GIB:.1f} GiB a device, of {there / GIB:.1f} there are{f' ({parts})' if parts else ''}"
-        )
+        text = f"estimate: {needed / GIB:.1f} GiB a device, of {there / GIB:.1f} there are"
+        text += f" ({parts})" if parts else ""
         if needed > there:
             raise ValueError(f"{text}; lower --micro-batch, hold fewer encoders, or use a larger device.")
         return text

@@ -82,6 +82,8 @@ def parse(model: type[Model], tokens: Sequence[str]) -> Model:
     for name, values in options.items():
         if name in own:
             most = _most(own[name], values)
+            if most == 0 and any(token.replace("-", "_").startswith(f"__{name}=") for token in tokens):
+                most = 1  # `--dry-run=maybe` is no word
             words += values[len(values) if most is None else most :]  # `--out DIR WORD`
             data[name] = _value(written(name), values[:most], own[name])
         elif prefix is not None and name.startswith(prefix):

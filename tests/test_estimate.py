@@ -4,12 +4,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from spec import classes
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from irdm.conditions import NoSpec
+from irdm.encoders import IdentityBatteryConfig, LocalBatteryConfig
 from irdm.encoders.panel import PANEL
-from irdm.estimate import PANEL_COSTS, count, estimate, generator_cost, matmul_rate, step_seconds
+from irdm.estimate import (
+    PANEL_COSTS,
+    count,
+    distance_flops,
+    encoder_costs,
+    estimate,
+    generator_cost,
+    matmul_rate,
+    step_seconds,
+)
 from irdm.generators import PMF_FAMILIES, PixelMeanFlowConfig
+from irdm.overrides import override
 from irdm.presets import PRESETS
 
 SMALL = PixelMeanFlowConfig(width=64, depth=2, heads=2, head_depth=1, patch=8)
@@ -28,18 +41,18 @@ def test_a_perceptron_is_counted_as_by_hand(trained):
 
 def test_a_generator_is_counted_without_its_weights():
     config = SMALL.model_copy(update={"weights": Path("nowhere.safetensors")})
-    cost = generator_cost(config, (3, 32, 32), 10)
-    network = SMALL.build((3, 32, 32), 10)
+    cost = generator_cost(config, (3, 32, 32), classes(10))
+    network = SMALL.build((3, 32, 32), classes(10))
     assert cost.parameters == sum(p.numel() for p in network.parameters())
     with FlopCounterMode(display=False) as counter:
         network(torch.randn(2, 3, 32, 32), torch.zeros(2, dtype=torch.int64))
     assert cost.flops == pytest.approx(counter.get_total_flops() / 2, rel=0.05)
-    recomputed = generator_cost(config.model_copy(update={"gradient_checkpointing": True}), (3, 32, 32), 10)
+    recomputed = generator_cost(config.model_copy(update={"gradient_checkpointing": True}), (3, 32, 32), classes(10))
     assert recomputed.graph_bytes < cost.graph_bytes / 2 and recomputed.flops == cost.flops
 
 
 def test_the_released_network_costs_two_operations_a_weight_and_token():
-    cost = generator_cost(PMF_FAMILIES["B"], (3, 256, 256), 1000)
+    cost = generator_cost(PMF_FAMILIES["B"], (3, 256, 256), classes(1000))
     assert cost.flops == pytest.approx(2 * cost.parameters * (256 + 20), rel=0.1)
 
 
@@ -64,16 +77,42 @@ def test_what_an_estimate_scales_with():
     config = PRESETS["imagenet"]().model_copy(update={"generator": SMALL})
 
     def of(ranks: int = 1, **fields):
-        return estimate(config.model_copy(update=fields), (3, 256, 256), 1000, ranks)
+        return estimate(config.model_copy(update=fields), (3, 256, 256), classes(1000), ranks)
 
     one = of()
-    assert of(rollout=2560).flops == one.flops / 2
+    assert of(rollout=2560).flops == pytest.approx(one.flops / 2, rel=0.01)  # the distance grows with the square
     assert sum(of(micro_batch=8).memory.values()) < sum(one.memory.values()) - 24 * 0.5e9
     assert of(ranks=8).flops == one.flops and "gradient on its way" in of(ranks=8).memory
     assert step_seconds(one.flops, 1e14, 8) == pytest.approx(step_seconds(one.flops, 1e14) / 8)
     # The published run: about 80 H200-hours for 4000 steps, on some 700 TFLOP/s.
-    published = estimate(PRESETS["imagenet"](), (3, 256, 256), 1000)
+    published = estimate(PRESETS["imagenet"](), (3, 256, 256), classes(1000))
     assert 0.5 < step_seconds(published.flops, 7e14) * 4000 / 3600 / 80 < 2.5
+
+
+def test_local_encoders_are_counted_as_they_are_and_without_classes_there_are_fewer():
+    config = LocalBatteryConfig()
+    costs = encoder_costs(config, (1, 8, 8), classes(10))
+    assert set(costs) == {*config.held_in, *config.held_out}
+    assert set(costs) - set(encoder_costs(config, (1, 8, 8), NoSpec())) == {"supervised", "supervised_mlp"}
+    cost, dim = costs["supervised"]
+    assert dim == config.dim and cost.flops > 0 and cost.parameters > 1000
+    assert encoder_costs(LocalBatteryConfig(width=32), (1, 8, 8), classes(10))["supervised"][0].flops > 1.5 * cost.flops
+    assert encoder_costs(IdentityBatteryConfig(), (64, 1, 1), NoSpec())["identity"][1] == 64
+
+
+@pytest.mark.parametrize("kind", ["nystrom-mmd", "exact-mmd", "rff-mmd", "sliced-wasserstein", "frechet", "drifting"])
+def test_every_distance_has_a_cost_that_grows(kind):
+    config = override(PRESETS["digits"](), {"distance.kind": [kind]}).distance
+    assert 0 < distance_flops(config, 64, 32) < distance_flops(config, 128, 32) < distance_flops(config, 128, 64)
+
+
+def test_a_local_run_is_estimated_too():
+    small, large = (
+        estimate(PRESETS["digits"]().model_copy(update={"rollout": n}), (1, 8, 8), classes(10)) for n in (512, 1024)
+    )
+    assert 2 * small.flops <= large.flops < 4 * small.flops
+    assert not any("half-precision" in part for part in large.memory)
+    assert estimate(PRESETS["digits"](), (1, 8, 8), NoSpec()).flops < large.flops
 
 
 def test_the_measured_rate_is_a_rate():

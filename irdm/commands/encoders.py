@@ -6,6 +6,7 @@ from pathlib import Path
 
 from irdm.commands import Command
 from irdm.config import Config
+from irdm.fields import UsageError, nearest
 from irdm.overrides import word
 
 PICKSCORE = "pickscore"
@@ -32,11 +33,20 @@ class Fetch(List):
     """
 
 
+def known(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names. Raises UsageError for one that the panel does not have."""
+    from irdm.encoders.panel import PANEL
+
+    if unknown := [name for name in names if name not in PANEL]:
+        raise UsageError(f"there is no encoder '{unknown[0]}'{nearest(unknown[0], PANEL)}")
+    return names
+
+
 def show(given: List, command: str) -> int:
     """Print the table."""
     from irdm.encoders.tool import list_encoders
 
-    print("\n".join(list_encoders(given.names, given.weights)))
+    print("\n".join(list_encoders(known(given.names), given.weights)))
     return 0
 
 
@@ -45,7 +55,7 @@ def check(given: Check, command: str) -> int:
     from irdm.encoders.tool import check_encoders
 
     missing = []
-    for name, there, text in check_encoders(given.names, given.weights):
+    for name, there, text in check_encoders(known(given.names), given.weights):
         print(f"{'ok' if there else 'MISSING':8} {name:15} {text}", flush=True)
         missing += [] if there else [name]
     if missing:
@@ -57,7 +67,7 @@ def fetch(given: Fetch, command: str) -> int:
     """Bring the files here."""
     from irdm.encoders.tool import fetch_encoders
 
-    names = [name for name in given.names if name != PICKSCORE]
+    names = known(tuple(name for name in given.names if name != PICKSCORE))
     if PICKSCORE in given.names:
         from irdm.metrics.pickscore import PickScore
 

@@ -11,8 +11,8 @@ from pydantic import Field, field_validator
 from irdm.commands import Command, Count, Device, Out, Seed
 from irdm.commands.train import start
 from irdm.config import Config
-from irdm.fields import UsageError, nearest, validate
-from irdm.overrides import Options, others, override, word
+from irdm.fields import UsageError, nearest, no_option, validate
+from irdm.overrides import Options, others, override, own_options, word
 
 if TYPE_CHECKING:
     from irdm.encoders import PanelBatteryConfig
@@ -145,7 +145,7 @@ def configured(given: Build) -> RunConfig:
     folders = {"--train": given.train, "--val": given.val}
     fields = dict(given.fields)
     if odd := [name for name in fields if name.partition(".")[0] not in ("data", "battery", "distance", "joint")]:
-        raise UsageError(f"--{odd[0]} is no option of irdm reference build; --help lists them all")
+        raise no_option(odd[0], [*own_options(Build)])
     if given.preset is None:
         if absent := [name for name, path in folders.items() if path is None]:
             raise UsageError(f"{' and '.join(absent)} missing: give --train and --val SOURCE, or --preset PRESET")

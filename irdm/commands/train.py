@@ -59,6 +59,8 @@ def configured(preset: str | None, file: Path | None, fields: Options, limit: in
     from irdm.presets import limited
 
     config = override(start(preset, file), fields)
+    if not getattr(config.battery, "held_in", True):
+        raise UsageError("--battery.held-in is []: at least one encoder must train the generator")
     if limit is None:
         return config
     try:
@@ -91,8 +93,9 @@ def every_field(words: list[str], options: dict[str, list[str]]) -> str:
     given = parse(Train, [*words, *(token for name, values in options.items() for token in (f"--{name}", *values))])
     config = start(given.preset, given.config)
     data: Mapping = assign(config, given.fields)
-    return "Every field, its type and its value here; free ones change memory, time or display, but no number.\n\n" + (
-        describe(type(config), data)
+    return (
+        "Every field, its type and its value here; free ones change memory, time or display, but no number.\n\n"
+        + describe(type(config), data)
     )
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from irdm.checkpoint import sha256_of
 from irdm.cli import main
 from irdm.encoders import weights as module
 from irdm.encoders.weights import WeightFile, Weights, WeightSource, read_state, require, weights_folder
+from irdm.files import sha256_of
 
 ONE, TWO = save({"a": torch.ones(3)}), save({"a": torch.zeros(3)})
 SOURCE = WeightSource((WeightFile("config.json"), WeightFile("sub/model.safetensors")), 0.1, "MIT", repo="who/what")
@@ -194,12 +194,16 @@ def test_the_folder_goes_before_the_hubs_cache(tmp_path):
     assert weights.verify()["config.json"] == tmp_path / "toy" / "config.json"
 
 
-def test_a_damaged_record_is_named(tmp_path):
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", "{}", '{"sha256": []}', '{"revision": 3, "sha256": {}}', '{"sha256": {"config.json": 5}}', "[" * 9999],
+)
+def test_a_damaged_record_is_named(tmp_path, text):
     put(tmp_path)
     weights = Weights("toy", SOURCE, tmp_path)
     weights.fetch()
-    (tmp_path / "toy" / "manifest.json").write_text("{")
-    with pytest.raises(ValueError, match="manifest.json cannot be read.*delete it"):
+    (tmp_path / "toy" / "manifest.json").write_text(text)
+    with pytest.raises(ValueError, match="manifest.json .*Delete it, then run `irdm encoders fetch toy`"):
         weights.verify()
 
 
@@ -218,6 +222,44 @@ def test_files_that_hold_no_weights_are_named(tmp_path, name):
     path.write_bytes(b"not weights at all")
     with pytest.raises(ValueError, match=f"{name} holds no weights"):
         read_state(path)
+
+
+@pytest.mark.parametrize(
+    "content", [[torch.ones(2)], torch.ones(2), {"a": "text"}, {3: torch.ones(2)}, {"state_dict": {"a": 1}}, 5, None]
+)
+def test_what_holds_other_things_than_named_tensors_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="model.pt holds"):
+        read_state(tmp_path / "model.pt")
+
+
+def test_a_training_checkpoint_gives_its_tensors_alone(tmp_path):
+    torch.save({"state_dict": {"a": torch.ones(2)}, "epoch": 3}, tmp_path / "model.pth.tar")
+    found = read_state(tmp_path / "model.pth.tar")
+    assert found.keys() == {"state_dict"} and torch.equal(found["state_dict"]["a"], torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    "data", [b"plain text, a line of it\n", b"(", b"\x80\x02}q\x00h\x05.", b"cos\nsystem\n(S'true'\ntR."]
+)
+def test_a_damaged_pickle_is_named_whatever_it_raises(tmp_path, data):
+    (tmp_path / "model.pt").write_bytes(data)
+    with pytest.raises(ValueError, match="model.pt holds no weights"):
+        read_state(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_any_flipped_byte_of_a_header_gives_weights_or_is_named(tmp_path, suffix):
+    good = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.int64)}
+    path = tmp_path / f"model.{suffix}"
+    torch.save(good, path) if suffix == "pt" else path.write_bytes(save(good))
+    data = path.read_bytes()
+    for place in torch.randint(len(data), (150,)).tolist():
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :])
+        try:
+            assert all(isinstance(value, torch.Tensor) for value in read_state(path).values())
+        except ValueError as error:
+            assert str(path) in str(error)
 
 
 class Trap:
@@ -285,5 +327,6 @@ def test_one_failure_stops_no_other_fetch(tmp_path, capsys, monkeypatch):
 
 
 def test_unknown_encoders_are_refused(tmp_path, capsys):
-    assert main(["encoders", "check", "sift", "--weights", str(tmp_path)]) == 1
-    assert "no encoder ['sift']" in capsys.readouterr().err
+    for action in ("list", "check", "fetch"):
+        assert main(["encoders", action, "dinov", "--weights", str(tmp_path)]) == 2
+        assert "there is no encoder 'dinov'; did you mean 'dinov2'?" in capsys.readouterr().err
