@@ -1,4 +1,4 @@
-"""A reference in seconds: small pictures, three small encoders, little banks."""
+"""A reference in seconds: small pictures and three small encoders."""
 
 from __future__ import annotations
 
@@ -11,17 +11,13 @@ import torch
 from PIL import Image, ImageFilter
 from torch import nn
 
-from irdm.data.sources import open_source
+from irdm.data import Dataset, ImagesConfig
 from irdm.distances import NystromMMDConfig
-from irdm.encoders.base import Battery, Encoder
-from irdm.judging import BankConfig
-from irdm.references import Panel, ReferenceConfig, build_references
+from irdm.encoders import Battery, Encoder
+from irdm.reference import OpenReference, ReferenceConfig, build_reference
 
 SIZE = 8
-JUDGING = BankConfig(rows=64, directions=32, rff_features=64, resamples=8)
-CONFIG = ReferenceConfig(
-    size=SIZE, rollout=64, distance=NystromMMDConfig(landmarks=32, kmeans_iterations=3), judging=JUDGING
-)
+CONFIG = ReferenceConfig(rollout=64, distance=NystromMMDConfig(landmarks=32, kmeans_iterations=3))
 
 
 def write_pictures(
@@ -43,7 +39,7 @@ def write_pictures(
     return folder
 
 
-def tiny_panel(seed: int = 3) -> Panel:
+def tiny_battery(seed: int = 3) -> Battery:
     """Encoders of one's own, two that train and one that is held out."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -54,13 +50,18 @@ def tiny_panel(seed: int = 3) -> Panel:
         }
     dims = {"conv": 6, "pool": 12, "mixed": 5}
     encoders = {name: Encoder(name, dims[name], network) for name, network in networks.items()}
-    return Panel("own", Battery(encoders, ("conv", "pool"), ("mixed",)))
+    return Battery(encoders, ("conv", "pool"), ("mixed",))
 
 
-def build_tiny(folder: Path, path: Path, config: ReferenceConfig = CONFIG, **options):
+def tiny_dataset(folder: Path, limit: int | None = None) -> Dataset:
+    """The pictures of folder/train and folder/val."""
+    return ImagesConfig(train=folder / "train", val=folder / "val", limit=limit).build()
+
+
+def build_tiny(folder: Path, path: Path, config: ReferenceConfig = CONFIG, **options) -> OpenReference:
     """The reference of folder/train and folder/val at `path`."""
-    sources = (open_source(folder / split) for split in ("train", "val"))
-    return build_references("tiny", *sources, options.pop("panel", None) or tiny_panel(), path, config, **options)
+    battery = options.pop("battery", None) or tiny_battery()
+    return build_reference("tiny", tiny_dataset(folder), battery, path, config, **options)
 
 
 @pytest.fixture(scope="session")
