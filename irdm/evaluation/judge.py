@@ -26,9 +26,10 @@ def judge(
     real: Real,
     config: EvaluationConfig | None = None,
     *,
+    device: str | torch.device | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Score]:
-    """Every score of `irdm.metrics.METRICS`, by name.
+    """Every score of `irdm.metrics.METRICS`, by name; computed on `device`, or where the judged features are.
 
     Raises ValueError when the two sides are not under the same encoders (a mean over fewer would still look like a
     score), and naming the encoder whose table has too few rows, another width, or NaN.
@@ -39,6 +40,8 @@ def judge(
             "Embed both with all of them, or take the real side under fewer."
         )
     check_tables(generated, real)
+    device = next(iter(generated.features.values()))[0:1].device if device is None else torch.device(device)
+    generated, real = generated.to(device), real.to(device)
     scores: dict[str, Score] = {}
     for name, metric in METRICS.items():
         if progress:

@@ -62,6 +62,7 @@ def evaluate_tables(
     warned: Sequence[str] = (),
     more: Mapping[str, Score] | None = None,
     prompts: Sequence[str] | None = None,
+    device: str | torch.device | None = None,
     progress: Callable[[str], None] | None = None,
     **about: Any,
 ) -> Result:
@@ -77,10 +78,11 @@ def evaluate_tables(
         warned: warnings to begin with.
         more: scores of other origin, such as PickScore.
         prompts: behind those.
+        device: where to compute; None is where the judged features are.
         progress: receives a line of text now and then.
         about: further fields of the result.
     """
-    scores = judge(generated, real, config, progress=progress) | dict(more or {})
+    scores = judge(generated, real, config, device=device, progress=progress) | dict(more or {})
     if missing:
         scores = {
             name: score.model_copy(update={"label": f"{score.label} (partial)"}) if score.encoders else score
@@ -105,8 +107,12 @@ def protocol(
     settings = config.identity()
     for elsewhere in ("table_rows", "draws"):  # in the identity of the real side, and in the number of images
         settings.pop(elsewhere, None)
+    identity: dict[str, Any] = dict(real.identity)
+    if "encoders" in identity:  # a reference may have more than were used
+        identity["encoders"] = {name: identity["encoders"][name] for name in real.encoders}
+        identity["held_out"] = list(real.held_out)
     return {
-        "real": dict(real.identity),
+        "real": identity,
         "settings": settings,
         "images": len(generated),
         "law": Pools.of(generated, real).law,

@@ -128,6 +128,7 @@ def evaluate_source(
             warned=[note] if note else [],
             more=more,
             prompts=prompts,
+            device=device,
             progress=progress,
             seeds={"evaluation": config.seed},
             command=command,

@@ -6,7 +6,7 @@ Letters: n rows, k rows of a draw, d features.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int64
@@ -59,6 +59,7 @@ class EvaluationConfig(Config):
     """Images of a class that are kept for the report."""
 
 
+@runtime_checkable
 class Metric(Protocol):
     """One or more scores of the judged images, by name. `irdm.metrics.METRICS` is the table of them.
 

@@ -51,31 +51,42 @@ class FourierTarget:
         generator = torch.Generator().manual_seed(seed)
         frequencies = (torch.randn(rows.shape[1], count, generator=generator) / sigma).to(rows)
         phases = (torch.rand(count, generator=generator) * (2 * math.pi)).to(rows)
-        empty = cls(center, frequencies, phases, center.new_empty(0, dtype=torch.float64))
-        return cls(center, frequencies, phases, empty._embed(rows))
+        return cls(center, frequencies, phases, _embed(rows, center, frequencies, phases))
 
     def distance(self, rows: Float[Tensor, "n d"]) -> float:
         """Squared MMD (biased: the diagonal is in)."""
-        return (self._embed(rows) - self.embedding).square().mean().item()
+        return (_embed(rows, self.center, self.frequencies, self.phases) - self.embedding).square().mean().item()
 
     def quick(self, blocks: Iterable[Tensor]) -> Callable[[Int64[Tensor, " n"]], float]:
         """The same over the first 512 random features."""
-        seen = torch.cat([self._waves(block, COARSE) for block in blocks])
-        real = self.embedding[:COARSE]
+        frequencies, phases, real = self.frequencies[:, :COARSE], self.phases[:COARSE], self.embedding[:COARSE]
+        seen = torch.cat([_waves(block, self.center, frequencies, phases) for block in blocks])
 
         def distance(rows: Int64[Tensor, " n"]) -> float:
             return (seen[rows].mean(0, dtype=torch.float64) * math.sqrt(2) - real).square().mean().item()
 
         return distance
 
-    def _embed(self, rows: Float[Tensor, "n d"]) -> Float64[Tensor, " q"]:
-        sums = [self._waves(block, None).sum(0, dtype=torch.float64) for block in rows.split(BLOCK)]
-        return torch.stack(sums).sum(0) * (math.sqrt(2) / len(rows))
 
-    def _waves(self, rows: Float[Tensor, "n d"], count: int | None) -> Float[Tensor, "n q"]:
-        """cos(x W + b) over the first `count` random features."""
-        rows = rows.to(self.center) - self.center
-        return torch.addmm(self.phases[:count], rows, self.frequencies[:, :count]).cos_()
+def _embed(
+    rows: Float[Tensor, "n d"],
+    center: Float[Tensor, " d"],
+    frequencies: Float[Tensor, "d q"],
+    phases: Float[Tensor, " q"],
+) -> Float64[Tensor, " q"]:
+    """The mean of sqrt(2) cos(x W + b)."""
+    sums = [_waves(block, center, frequencies, phases).sum(0, dtype=torch.float64) for block in rows.split(BLOCK)]
+    return torch.stack(sums).sum(0) * (math.sqrt(2) / len(rows))
+
+
+def _waves(
+    rows: Float[Tensor, "n d"],
+    center: Float[Tensor, " d"],
+    frequencies: Float[Tensor, "d q"],
+    phases: Float[Tensor, " q"],
+) -> Float[Tensor, "n q"]:
+    """cos(x W + b)."""
+    return torch.addmm(phases, rows.to(center) - center, frequencies).cos_()
 
 
 def mmd_ratio(generated: Table, real: Real, config: EvaluationConfig) -> dict[str, Score]:

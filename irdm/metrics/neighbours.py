@@ -15,16 +15,17 @@ CHUNK = 1024
 
 
 def nearest_neighbours(
-    queries: Rows, references: Rows, k: int = 1, *, own: Int64[Tensor, " n"] | None = None, chunk: int = CHUNK
+    queries: Rows, references: Rows, k: int = 1, *, own: Int64[Tensor, " n"] | None = None, chunk: int | None = None
 ) -> tuple[Float[Tensor, "n k"], Int64[Tensor, "n k"]]:
     """Euclidean distances to, and numbers of, the k nearest references of each query, nearest first; on the CPU.
 
-    In blocks of `chunk` x `chunk`, on the device of the references. Candidates are found by matrix products on centred
-    rows; the distances of the winners are computed directly, so that a copy is at exactly 0. `own` is the reference
-    that each query is itself, and therefore not its neighbour.
+    In blocks of `chunk` (1024) x `chunk`, on the device of the references. Candidates are found by matrix products on
+    centred rows; the distances of the winners are computed directly, so that a copy is at exactly 0. `own` is the
+    reference that each query is itself, and therefore not its neighbour.
 
     Raises ValueError for empty or non-finite input, widths that differ, or fewer references than neighbours.
     """
+    chunk = chunk or CHUNK
     fewest = k if own is None else k + 1
     if not len(queries) or len(references) < fewest or queries.shape[1:] != references.shape[1:]:
         raise ValueError(

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -39,6 +39,7 @@ Z95 = 1.96
 MOST_DRAWS = 8  # disjoint real draws behind a denominator: more would take longer than they are worth
 
 
+@runtime_checkable
 class Target(Protocol):
     """One real sample under one encoder, prepared once."""
 

@@ -6,7 +6,7 @@ Letters: n rows, d features.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Int64
@@ -31,6 +31,10 @@ class Table:
     def __len__(self) -> int:
         return len(self.conditions)
 
+    def to(self, device: torch.device) -> Table:
+        """The same rows, brought to a device as they are asked for."""
+        return replace(self, features={name: OnDevice(rows, device) for name, rows in self.features.items()})
+
 
 @dataclass(frozen=True)
 class Real:
@@ -52,6 +56,28 @@ class Real:
     def encoders(self) -> tuple[str, ...]:
         """Names of the encoders, in order."""
         return tuple(self.train.features)
+
+    def to(self, device: torch.device) -> Real:
+        """The same on a device; rows are brought there as they are asked for."""
+        moments = {
+            name: Moments(found.count, found.mean.to(device), found.scatter.to(device))
+            for name, found in self.moments.items()
+        }
+        return replace(self, train=self.train.to(device), val=self.val.to(device), moments=moments)
+
+
+class OnDevice:
+    """Rows that are brought to a device as they are asked for, so that what is done with them is done there."""
+
+    def __init__(self, rows: Rows, device: torch.device):
+        self._rows, self._device = rows, device
+        self.shape = rows.shape
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: slice | Tensor, /) -> Tensor:
+        return self._rows[index].to(self._device)
 
 
 def row_order(count: int, seed: int) -> Int64[Tensor, " n"]:

@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 import torch
 
-from irdm.metrics.intervals import bootstrap_interval, fold_means, folds, interval, jackknife, panel_score, student
+from irdm.metrics.intervals import bootstrap_interval, fold_means, folds, interval, jackknife, score_of, student
 
 
 @pytest.mark.parametrize("freedom", [3, 4, 5, 7, 9, 30, 1000])
@@ -18,7 +18,7 @@ def test_students_quantile(freedom):
 def test_the_interval_of_replicates_is_that_of_scipy():
     rows = torch.randn(9, dtype=torch.float64) + 3
     expected = scipy.stats.t.interval(0.95, 8, loc=rows.mean().item(), scale=scipy.stats.sem(rows.numpy()))
-    assert interval(rows) == pytest.approx(list(expected), rel=1e-4)
+    assert interval(rows) == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_jackknife_of_a_mean_gives_back_the_rows_moved_to_no_other_mean():
@@ -47,14 +47,24 @@ def test_the_bootstrap_covers_the_mean(count):
     assert 180 <= sum(low < 2 < high for low, high in found) <= 199  # 190 expected; outside: probability 0.002
 
 
-def test_a_panel_has_means_over_groups_and_an_interval_that_counts_correlation():
+def test_a_score_has_means_over_groups_and_an_interval_that_counts_correlation():
     a = torch.tensor([1.0, 2.0, 3.0, 4.0]).double()
-    alike = panel_score("x", "lower", {"a": a, "b": a}, ["b"], {"a": 1.0, "b": 3.0}, ["c"])
-    opposed = panel_score("x", "lower", {"a": a, "b": -a}, [])
-    assert alike["per_encoder"]["a"]["ci95"] == alike["ci95"] == alike["held_out_ci95"] == pytest.approx(interval(a))
-    assert opposed["ci95"] == pytest.approx([0, 0])
-    assert (alike["mean"], alike["held_in"], alike["real_control"], alike["missing"]) == (2.5, 2.5, 2.0, ["c"])
-    assert (opposed["held_out"], opposed["held_out_ci95"]) == (None, None)
-    assert alike["per_encoder"]["b"] | {"ci95": 0} == {
-        "value": 2.5, "ci95": 0, "held_out": True, "replicates": a.tolist(), "real_control": 3.0,
-    }  # fmt: skip
+    alike = score_of("x", "lower", "says", {"a": a, "b": a}, ["b"], controls={"a": 1.0, "b": 3.0}, notes={"rows": 4})
+    opposed = score_of("x", "lower", "says", {"a": a, "b": -a}, [])
+    assert alike.encoders["a"].ci95 == alike.mean.ci95 == alike.held_out.ci95 == pytest.approx(interval(a))
+    assert opposed.mean.ci95 == pytest.approx((0, 0))
+    assert (alike.mean.value, alike.held_in.value, alike.mean.control, alike.held_out.control) == (2.5, 2.5, 2.0, 3.0)
+    assert (opposed.held_out, opposed.mean.control) == (None, None)
+    assert alike.encoders["b"].replicates == tuple(a.tolist())
+    assert (alike.label, alike.direction, alike.says, alike.notes) == ("x", "lower", "says", {"rows": 4})
+    apart = score_of("x", "lower", "says", {"a": a, "b": a}, ["b"], means=False, details={"a": {"name": "FID"}})
+    assert (apart.mean, apart.held_in, apart.held_out) == (None, None, None)
+    assert apart.encoders["a"].notes == {"name": "FID"}
+
+
+def test_nothing_leaves_the_limits_of_a_score_and_zero_has_no_sign():
+    wild = torch.tensor([-1.0, 0.0, 0.5, 0.4]).double()
+    found = score_of("x", "lower", "says", {"a": wild}, [], limits=(0, 0.3)).mean
+    assert found.value == 0 and found.ci95 == (0, 0.3)
+    assert "-" not in f"{found.value:.2f} {found.ci95[0]:.2f}"
+    assert found.replicates == tuple(wild.tolist()), "differences of replicates need them as they are"

@@ -1,4 +1,4 @@
-"""Sliced Wasserstein and MMD ratios: against POT and closed forms, on fresh, shifted and memorised rows."""
+"""Sliced Wasserstein and MMD ratios: POT and closed forms, the law of draws, exact sizes, honest intervals."""
 
 from __future__ import annotations
 
@@ -8,174 +8,330 @@ import numpy as np
 import ot
 import pytest
 import torch
+from metrics.tables import classed, clusters, gaussian, numbers, real_side, stored, table
 
-from irdm.metrics import EvaluationConfig, Real, Sample
-from irdm.metrics.base import stratified_rows, take
-from irdm.metrics.mmd import FourierBank, mmd_ratio
-from irdm.metrics.ratio import summarise
-from irdm.metrics.sliced_wasserstein import SlicedBank, sw_ratio, sw_ratio_unseen
-from irdm.ops.sampling import generator_for
+from irdm.conditions import Classes, draw
+from irdm.metrics import METRICS, EvaluationConfig, SlicedWassersteinRatio
+from irdm.metrics.base import Pools, check_tables
+from irdm.metrics.mmd import FourierTarget, mmd_ratio
+from irdm.metrics.ratio import MOST_DRAWS, _without_folds
+from irdm.metrics.sliced_wasserstein import SlicedTarget, sw_ratio, sw_ratio_unseen
 from irdm.ops.sliced import unit_directions
 
-CONFIG = EvaluationConfig(directions=128, rff_features=512, resamples=32, replicates=4)
+CONFIG = EvaluationConfig(rows=128, directions=64, rff_features=256, resamples=32)
+RATIOS = {"sw_ratio": sw_ratio, "sw_ratio_unseen": sw_ratio_unseen, "mmd_ratio": mmd_ratio}
+TRAIN, FRESH = gaussian(500, 0), gaussian(300, 1)
+REAL = real_side(TRAIN, FRESH, ["b"])
+METRIC = pytest.mark.parametrize("name", list(RATIOS))
 
 
-def gaussian(n, rng, shift=0.0, dim=8, classes=4):
-    labels = torch.arange(n) % classes
-    rows = torch.randn(n, dim, generator=rng) * torch.linspace(2, 0.3, dim) + labels[:, None] + shift
-    features = {"wide": rows, "narrow": rows[:, :4] * 3 + torch.randn(n, 4, generator=rng)}
-    return Sample(torch.zeros(n, 1, 1, 1), labels, features)
+def score(name, generated, real=REAL, config=CONFIG):
+    generated = table(generated) if isinstance(generated, dict) else generated
+    return RATIOS[name](generated, real, config)[name]
 
 
-def pick(sample, rows):
-    return Sample(sample.images[rows], sample.labels[rows], take(sample.features, rows))
-
-
-def world(seed=0, shift=0.0, n=100, replicates=4):
-    """Generated rows, and the real side."""
-    rng = torch.Generator().manual_seed(seed)
-    real = Real(gaussian(4 * n, rng), gaussian(n, rng), gaussian(n, rng), ("narrow",))
-    return gaussian(replicates * n, rng, shift), real
+def test_the_published_protocol_is_the_default():
+    config = EvaluationConfig()
+    assert (config.rows, config.directions, config.rff_features, config.rff_seed) == (16384, 1024, 4096, 99999)
+    assert config.identity() == {} == config.model_copy(update={"micro_batch": 1, "quick_rows": 9}).identity()
 
 
 @pytest.mark.parametrize("rows", [40, 60, 53])
-def test_sliced_distance_agrees_with_pot_for_any_sizes(rows):
-    generated, real = world()
-    x, y = generated.features["wide"][:rows].double(), real.val.features["wide"][:60].double()
-    directions = unit_directions(8, 128, 3, torch.float64)
-    expected = ot.sliced_wasserstein_distance(x.numpy(), y.numpy(), projections=directions.numpy(), p=2)
-    bank = SlicedBank({"wide": y}, 128, 3)
-    assert bank.distances({"wide": x}).item() == pytest.approx(expected, rel=1e-6)
-    few = ot.sliced_wasserstein_distance(x.numpy(), y.numpy(), projections=directions[:, :20].numpy(), p=2)
-    assert bank.distances({"wide": x}, 20).item() == pytest.approx(few, rel=1e-6)
+def test_the_sliced_distance_is_that_of_pot_for_any_sizes(rows):
+    x, y = gaussian(rows, 1)["a"].double(), gaussian(60, 2)["a"].double()
+    directions = unit_directions(8, 300, 3, torch.float64)
+    target = SlicedTarget.of("a", y, 300, 3)
+    assert target.distance(x) == pytest.approx(
+        ot.sliced_wasserstein_distance(x.numpy(), y.numpy(), projections=directions.numpy(), p=2), rel=1e-6
+    )
+    some = torch.arange(rows - 7)
+    assert target.quick([x[:11], x[11:]])(some) == pytest.approx(
+        ot.sliced_wasserstein_distance(x[some].numpy(), y.numpy(), projections=directions[:, :128].numpy(), p=2),
+        rel=1e-6,
+    )
 
 
 def test_a_shift_moves_sw_by_its_length_over_the_root_of_the_dimension():
-    rows = torch.randn(64, 16, generator=torch.Generator().manual_seed(0)).double()
-    shift = torch.zeros(16).double()
+    rows, shift = torch.randn(64, 16).double(), torch.zeros(16).double()
     shift[0] = 5.0
-    distance = SlicedBank({"a": rows}, 8192, 0).distances({"a": rows + shift}).item()
+    distance = SlicedTarget.of("a", rows, 8192, 0).distance(rows + shift)
     assert distance == pytest.approx(5 / math.sqrt(16), rel=0.03)  # E (u . s)^2 = |s|^2 / d
 
 
 def test_a_large_common_mean_costs_no_digits():
-    generated, real = world()
-    small = SlicedBank(real.train.features, 64, 0).distances(generated.features)
-    moved = [{name: rows + 4096 for name, rows in sample.features.items()} for sample in (real.train, generated)]
-    torch.testing.assert_close(SlicedBank(moved[0], 64, 0).distances(moved[1]), small, rtol=1e-3, atol=0)
+    x, y = gaussian(100, 1)["a"], gaussian(90, 2)["a"]
+    small = SlicedTarget.of("a", y, 64, 0).distance(x)
+    assert SlicedTarget.of("a", y + 4096, 64, 0).distance(x + 4096) == pytest.approx(small, rel=1e-3)
 
 
 def test_fourier_features_approach_the_gaussian_kernel():
-    rng = torch.Generator().manual_seed(1)
-    x, y = torch.randn(50, 3, generator=rng).double() + 1, torch.randn(70, 3, generator=rng).double()
+    x, y = torch.randn(50, 3).double() + 1, torch.randn(70, 3).double()
     sigma = torch.pdist(y).median()
 
     def kernel(a, b):
         return torch.exp(-torch.cdist(a, b).square() / (2 * sigma**2)).mean()
 
     exact = kernel(x, x) + kernel(y, y) - 2 * kernel(x, y)
-    estimate = FourierBank({"a": y}, 65536, 99999).distances({"a": x}).item()
-    assert estimate == pytest.approx(exact.item(), rel=0.05)
+    target = FourierTarget.of("a", y, 65536, 99999)
+    assert target.distance(x) == pytest.approx(exact.item(), rel=0.05)
+    assert target.quick([x[:9], x[9:]])(torch.arange(50)) == pytest.approx(exact.item(), rel=0.3)
 
 
-@pytest.mark.parametrize("metric", [sw_ratio, sw_ratio_unseen, mmd_ratio])
-def test_fresh_rows_score_one_and_shifted_rows_many(metric):
-    generated, real = world()
-    fresh = metric(generated, real, CONFIG)
-    assert fresh["ci95"][0] < 1 < fresh["ci95"][1]
-    assert set(fresh["per_encoder"]) == {"wide", "narrow"}
-    assert fresh["held_out"] == fresh["per_encoder"]["narrow"]["value"]
-    assert fresh["held_in"] == fresh["per_encoder"]["wide"]["value"]
-    assert fresh["mean"] == pytest.approx((fresh["held_in"] + fresh["held_out"]) / 2)
-    shifted = metric(world(shift=2.0)[0], real, CONFIG)
-    assert shifted["ci95"][0] > 3
+def test_a_full_draw_is_scored_as_pot_would():
+    """Everything is taken when the tables have exactly the rows: SW(gen, train) over SW(a half of val, train)."""
+    train, fresh, fake = gaussian(64, 0), gaussian(128, 1), gaussian(64, 2, 0.5)
+    found = score("sw_ratio", fake, real_side(train, fresh), CONFIG.model_copy(update={"rows": 64}))
+    for name in ("a", "b"):
+        directions = unit_directions(fake[name].shape[1], 64, 0, torch.float64).numpy()
+
+        def distance(rows, name=name, directions=directions):
+            return ot.sliced_wasserstein_distance(
+                rows.double().numpy(), train[name].double().numpy(), projections=directions, p=2
+            )
+
+        row = found.encoders[name]
+        real = row.notes["real_distance"]
+        assert row.value * real == pytest.approx(distance(fake[name]), rel=1e-5)
+        # Two disjoint halves: their mixture is the whole, whose distance is at most the root mean square of theirs.
+        assert distance(fresh[name]) ** 2 <= np.mean(np.square([real, row.control * real])) * (1 + 1e-5)
+    assert found.mean.value == pytest.approx(np.mean([row.value for row in found.encoders.values()]))
 
 
-def test_the_real_control_is_about_one():
-    controls = [sw_ratio(*world(seed, n=200), CONFIG)["real_control"] for seed in range(6)]
-    assert 0.9 < np.mean(controls) < 1.1
+@METRIC
+@pytest.mark.parametrize(("rows", "n"), [(700, 128), (300, 128), (128, 128), (127, 127), (40, 40), (9, 9)])
+def test_draws_have_exactly_the_smallest_size(name, rows, n):
+    found = score(name, gaussian(rows, 2))
+    assert found.notes["rows"] == n and found.notes["draws"] == rows // n
+    fresh = 500 if name == "sw_ratio_unseen" else 300
+    assert found.notes["real_draws"] == min(fresh // 2 // n, MOST_DRAWS)
+    assert 0.3 < found.mean.value < 3
+    few = real_side(gaussian(60, 0), gaussian(100, 1))
+    assert score(name, gaussian(rows, 2), few).notes["rows"] == min(rows, 30 if name == "sw_ratio_unseen" else 50)
+
+
+@METRIC
+def test_groups_labels_and_what_is_said(name):
+    found = score(name, gaussian(128, 2))
+    label = {"sw_ratio": "SW_r2", "sw_ratio_unseen": "SW_r2 unseen", "mmd_ratio": "MMDr2"}[name]
+    assert (found.label, found.direction) == (label, "lower")
+    assert found.held_in.value == found.encoders["a"].value and found.held_out.value == found.encoders["b"].value
+    assert found.mean.value == pytest.approx((found.held_in.value + found.held_out.value) / 2)
+    assert found.held_out.control == found.encoders["b"].control != 1
+    assert len(found.mean.replicates) == 10
+    assert np.mean(found.mean.replicates) == pytest.approx(found.mean.value)
+
+
+@METRIC
+def test_shifted_rows_score_many(name):
+    assert score(name, gaussian(256, 2, 2.0)).mean.ci95[0] > 3
+
+
+@METRIC
+def test_tables_may_be_stores_and_come_in_the_order_of_their_classes(name):
+    def ordered(tables):
+        order = tables["a"][:, 0].argsort()
+        return {encoder: rows[order] for encoder, rows in tables.items()}
+
+    fake = gaussian(400, 2)
+    disk = real_side(stored(TRAIN, 128), stored(FRESH, 300), ["b"])
+    if name != "sw_ratio_unseen":
+        assert numbers(score(name, stored(fake, 128), disk)) == pytest.approx(numbers(score(name, fake)), rel=1e-5)
+    found = score(name, ordered(fake), real_side(ordered(TRAIN), ordered(FRESH)))
+    low, high = found.mean.ci95
+    assert low < 1 < high
 
 
 def test_memorised_rows_score_below_one_against_train_but_not_against_unseen_rows():
     seen, unseen = [], []
-    for seed in range(6):
-        _, real = world(seed)
-        copies = pick(real.train, torch.randperm(400, generator=generator_for("copies", seed)))
-        seen.append(sw_ratio(copies, real, CONFIG)["mean"])
-        unseen.append(sw_ratio_unseen(copies, real, CONFIG)["mean"])
+    for seed in range(0, 36, 6):
+        real = real_side(gaussian(400, seed), gaussian(400, seed + 1))
+        copies = {name: rows[torch.randperm(400)[:200]] for name, rows in real.train.features.items()}
+        seen.append(score("sw_ratio", copies, real).mean.value)
+        unseen.append(score("sw_ratio_unseen", copies, real).mean.value)
     assert np.mean(seen) < 0.9
-    assert 0.95 < np.mean(unseen) < 1.1
+    assert 0.88 < np.mean(unseen) < 1.12
 
 
-def test_mmd_with_matched_n_is_one_where_unmatched_n_is_not():
-    matched, unmatched = [], []
-    for seed in range(8):
-        generated, real = world(seed)
-        matched.append(mmd_ratio(generated, real, CONFIG)["mean"])
-        bank = FourierBank(real.train.features, 512, 99999)
-        unmatched.append((bank.distances(generated.features) / bank.distances(real.val.features)).mean().item())
-    assert 0.8 < np.mean(matched) < 1.25
-    assert np.mean(unmatched) < 0.6
+def test_the_target_itself_is_at_distance_zero_and_still_a_score():
+    real = real_side(gaussian(64, 0), gaussian(128, 1))
+    found = score("sw_ratio", real.train.features, real, CONFIG.model_copy(update={"rows": 64}))
+    assert found.mean.value == pytest.approx(0, abs=1e-6) and len(found.mean.replicates) == 10
+    assert _without_folds(lambda rows: 0.0, 20).tolist() == [1.0] * 10
 
 
-@pytest.mark.parametrize("metric", [sw_ratio, sw_ratio_unseen])
-def test_intervals_cover_one_for_real_draws(metric):
-    config = CONFIG.model_copy(update={"directions": 32, "resamples": 20})
-    hits = sum(low <= 1 <= high for low, high in (metric(*world(seed), config)["ci95"] for seed in range(100, 140)))
-    assert hits >= 34  # 38 expected at 95%; fewer than 34 has probability 0.003
+# --- the law of draws -------------------------------------------------------------------------------------------------
+
+SHARES = {"balanced": torch.tensor([0, 1]), "90/10": torch.tensor([0] * 9 + [1])}
 
 
-def test_one_replicate_borrows_the_spread_of_a_real_draw():
-    generated, real = world(replicates=1)
-    many = sw_ratio(world()[0], real, CONFIG)["ci95"]
-    low, high = sw_ratio(generated, real, CONFIG)["ci95"]
-    assert high / low > many[1] / many[0]
+def world(shares, seed, train=600, val=400, rows=200):
+    """Train, val and rows to be judged, all with the classes in proportion, most of whose spread is between classes."""
+    labels = shares.repeat(1000)
+    return real_side(classed(labels[:train], seed), classed(labels[:val], seed + 1)), classed(labels[:rows], seed + 2)
 
 
-def test_a_group_without_encoders_is_null_and_zero_distances_are_refused():
-    fake, draws = torch.full((2, 1), 2.0).double(), torch.ones(4, 1).double()
-    summary = summarise(["a"], [], fake, draws, 0.5, denominator=draws[0])
-    assert (summary["mean"], summary["held_in"], summary["held_out"]) == (2.0, 2.0, None)
-    assert (summary["ci95"], summary["held_out_ci95"]) == ([2.0, 2.0], None)
-    with pytest.raises(ValueError, match=r"Encoder 'a'.*distance 0"):
-        summarise(["a"], [], fake, draws, 0.5, denominator=0 * draws[0])
+@pytest.mark.parametrize("n", [40, 128])
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("shares", list(SHARES))
+@pytest.mark.parametrize("name", ["sw_ratio", "mmd_ratio"])
+def test_real_images_in_the_place_of_generated_ones_score_one(name, shares, labelled, n):
+    """Over 12 redrawn worlds, the mean on a log scale is that of 1, within three standard errors and a tenth."""
+    values = []
+    for seed in range(0, 120, 10):
+        config = CONFIG.model_copy(update={"rows": n, "resamples": 2, "seed": seed, "directions": 32})
+        real, judged = world(SHARES[shares], seed)
+        judged = judged if labelled else table({e: rows[torch.randperm(200)] for e, rows in judged.features.items()})
+        found = score(name, judged, real, config)
+        assert found.notes["law"] == ("stratified" if labelled else "random")
+        values.append(math.log(found.mean.value))
+    assert abs(np.mean(values)) < 0.1 + 3 * np.std(values, ddof=1) / np.sqrt(12)
+    if labelled:  # without labels the shares of the classes move from draw to draw, on both sides
+        assert np.std(values, ddof=1) < 0.6
 
 
-@pytest.mark.parametrize("metric", [sw_ratio, sw_ratio_unseen, mmd_ratio])
-def test_missing_encoders_and_nan_are_named(metric):
-    generated, real = world()
-    short = Sample(generated.images, generated.labels, {"wide": generated.features["wide"]})
-    with pytest.raises(ValueError, match="Encoder 'narrow' has no features"):
-        metric(short, real, CONFIG)
-    generated.features["narrow"][3, 1] = torch.nan
-    with pytest.raises(ValueError, match=r"Encoder 'narrow': 1 of \d+ rows.*NaN"):
-        metric(generated, real, CONFIG)
+def test_uniform_classes_on_90_10_data_are_scored_far_above_one():
+    real, _ = world(SHARES["90/10"], 0, val=2500)
+    for conditions in (True, False):
+        judged = classed(SHARES["balanced"].repeat(100), 5)
+        judged = judged if conditions else table(judged.features)
+        found = score("sw_ratio", judged, real)
+        assert found.notes["law"] == "random" and found.mean.value > 5 and found.mean.ci95[0] > 2
 
 
-def test_few_constant_and_unmatched_rows_are_refused():
-    rows = torch.randn(40, 3)
-    with pytest.raises(ValueError, match=r"Encoder 'a': features \(4, 3\), expected at least 8 rows"):
-        SlicedBank({"a": rows[:4]}, 8, 0)
+def test_the_law_is_stratified_only_for_the_classes_of_train_in_its_proportions():
+    real, judged = world(SHARES["90/10"], 0)
+    assert Pools.of(judged, real).law == "stratified"
+    drawn = draw(real.train.conditions, 77, "any", 3)
+    generated = table({e: rows[drawn] for e, rows in real.train.features.items()}, real.train.conditions[drawn])
+    assert Pools.of(generated, real).law == "stratified", "as training and `irdm eval` draw conditions"
+    renamed = table(judged.features, Classes(judged.conditions.labels, "xy"))
+    skewed = table(judged.features, Classes(judged.conditions.labels.clamp(max=0), "ab"))
+    for other in (renamed, skewed, table(judged.features)):
+        assert Pools.of(other, real).law == "random"
+
+
+def test_held_out_images_of_other_proportions_are_drawn_in_those_of_train():
+    val = classed(torch.tensor([0, 1]).repeat(200), 1)
+    real = real_side(classed(SHARES["90/10"].repeat(60), 0), val)
+    pools = Pools.of(world(SHARES["90/10"], 0)[1], real)
+    assert pools.law == "stratified" and len(pools.val) == 222
+    assert val.conditions.labels[pools.val.rows].bincount().tolist() == [200, 22]
+
+
+def test_a_pool_is_halved_and_drawn_in_proportion_without_repeating_a_row():
+    pool = Pools.of(world(SHARES["90/10"], 0)[1], world(SHARES["90/10"], 0)[0]).val
+    halves = pool.halves(0)
+    assert not set(halves[0].rows.tolist()) & set(halves[1].rows.tolist())
+    rows = halves[0].draws(50, 4, "x", 0)
+    assert sorted(rows.flatten().tolist()) == sorted(halves[0].rows.tolist())
+    for picked in rows:
+        assert abs(pool.table.conditions.labels[picked].bincount()[1] - 5) <= 1
+
+
+# --- intervals --------------------------------------------------------------------------------------------------------
+
+
+@METRIC
+@pytest.mark.parametrize("rows", [32, 17])
+def test_intervals_cover_one_for_real_draws(name, rows):
+    config = CONFIG.model_copy(update={"rows": 32, "directions": 32, "resamples": 20})
+    hits = 0
+    for seed in range(100, 160, 3):
+        real = real_side(gaussian(200, seed), gaussian(200 if name == "sw_ratio_unseen" else 80, seed + 1))
+        low, high = score(name, gaussian(rows, seed + 2), real, config).mean.ci95
+        hits += low < 1 < high
+    assert hits >= 16  # of 20, 19 expected at 95%; fewer than 16 has probability 0.003
+
+
+def test_more_rows_give_a_narrower_interval():
+    one, eight = (score("sw_ratio", gaussian(rows, 2, 0.3)).mean.ci95 for rows in (128, 1024))
+    assert eight[1] / eight[0] < one[1] / one[0]
+
+
+@pytest.mark.parametrize("name", ["sw_ratio", "mmd_ratio"])
+def test_the_replicates_have_the_spread_of_many_draws(name):
+    rows = [score(name, gaussian(128, seed, 0.4)).encoders["a"] for seed in range(10, 40)]
+    error = np.sqrt(np.mean([np.var(row.replicates, ddof=1) / 10 for row in rows]))
+    assert 0.7 < error / np.std([row.value for row in rows], ddof=1) < 1.6
+
+
+# --- what cannot be scored --------------------------------------------------------------------------------------------
+
+
+def test_bad_tables_are_named():
+    with pytest.raises(ValueError, match="got 128 judged, 128 target and 10 fresh real rows"):
+        score("sw_ratio", gaussian(128, 2), real_side(TRAIN, gaussian(10, 1)))
+    ones = {"a": torch.ones(50, 8)}
     with pytest.raises(ValueError, match="Encoder 'a' gives every real image the same"):
-        SlicedBank({"a": torch.ones(40, 3)}, 8, 0)
-    with pytest.raises(ValueError, match="Encoder 'a': the median distance"):
-        FourierBank({"a": torch.ones(40, 3)}, 8, 0)
-    generated, real = world()
-    with pytest.raises(ValueError, match="multiple of 100"):
-        sw_ratio(pick(generated, torch.arange(150)), real, CONFIG)
-    unmatched = Real(real.train, real.val, pick(real.test, torch.arange(50)), real.held_out)
-    with pytest.raises(ValueError, match="100 val and 50 test rows"):
-        sw_ratio(generated, unmatched, CONFIG)
-    tiny = Real(pick(real.train, torch.arange(12)), real.val, real.test, real.held_out)
-    with pytest.raises(ValueError, match="12 train rows"):
-        sw_ratio_unseen(generated, tiny, CONFIG)
+        score("sw_ratio", {"a": FRESH["a"]}, real_side(ones, {"a": FRESH["a"]}))
+    with pytest.raises(ValueError, match="Encoder 'a': the median distance between real rows is 0"):
+        score("mmd_ratio", {"a": FRESH["a"]}, real_side(ones, {"a": FRESH["a"]}))
+    same = {"a": torch.arange(64.0).repeat_interleave(2)[:, None] * torch.ones(8)}
+    with pytest.raises(ValueError, match=r"Encoder 'a': fresh real rows lie at distance 0.*the same images"):
+        score("sw_ratio", {"a": FRESH["a"]}, real_side(same, same), CONFIG.model_copy(update={"rows": 128}))
+    fake = gaussian(128, 2)
+    for features, message in (
+        ({name: rows[:7] for name, rows in fake.items()}, r"Encoder 'a': features \(7, 8\) of 7 judged images"),
+        ({"a": fake["a"], "b": fake["a"]}, r"Encoder 'b': features \(128, 8\).*at least 8 of 5 numbers"),
+        ({"a": fake["a"], "b": fake["b"][:40]}, r"Encoder 'b': features \(40, 5\) of 128 judged"),
+        ({"a": fake["a"], "b": fake["b"] / 0}, "Encoder 'b': 128 of 128 judged rows of features hold NaN"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_tables(table(features), REAL)
 
 
-def test_stratified_rows_are_distinct_proportional_and_random():
-    labels = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)[torch.randperm(100, generator=generator_for("order"))]
-    first, second = (stratified_rows(labels, 50, generator_for("draw", seed)) for seed in (0, 1))
-    assert len(first.unique()) == 50
-    assert not torch.equal(first, second)
-    assert labels[first].bincount().tolist() == [30, 15, 5]
-    assert labels[stratified_rows(labels, 1000, generator_for("more"))].bincount().tolist() == [600, 300, 100]
-    assert sorted(stratified_rows(labels, 100, generator_for("all")).tolist()) == list(range(100))
+# --- the library object -----------------------------------------------------------------------------------------------
+
+
+def test_the_library_object_is_the_metric():
+    fake = gaussian(256, 2, 0.2)
+    ratio = SlicedWassersteinRatio(directions=64, rows=128).fit(TRAIN, FRESH)
+    expected = score("sw_ratio", fake, config=EvaluationConfig(rows=128, directions=64)).mean
+    assert ratio(fake) == expected
+    one = SlicedWassersteinRatio(directions=64, rows=128).fit(TRAIN["a"], FRESH["a"])(fake["a"])
+    assert one.value == score("sw_ratio", fake, config=EvaluationConfig(rows=128, directions=64)).encoders["a"].value
+    batches = SlicedWassersteinRatio(directions=64, rows=128)
+    for name, rows in (("train", TRAIN), ("fresh", FRESH), ("generated", fake)):
+        for start in range(0, len(rows["a"]), 100):
+            batches.update({encoder: part[start : start + 100] for encoder, part in rows.items()}, name)
+    assert batches.compute() == expected
+    batches.reset()
+    with pytest.raises(ValueError, match="no generated rows yet"):
+        batches.compute()
+
+
+def test_the_library_object_says_what_is_wrong(unchecked):
+    ratio = SlicedWassersteinRatio().fit(TRAIN, FRESH)
+    with pytest.raises(ValueError, match=r"Encoders \['b'\] are not in train, fresh and generated alike"):
+        ratio({"a": TRAIN["a"]})
+    with pytest.raises(ValueError, match="kind is 'real'; expected 'train', 'fresh' or 'generated'"):
+        ratio.update(TRAIN, "real")
+
+
+def test_every_metric_is_in_the_table():
+    fake = classed(torch.arange(120) % 2, 3)
+    real = real_side(classed(torch.arange(200) % 2, 0), classed(torch.arange(120) % 2, 1), ["b"])
+    found = {}
+    for metric in METRICS.values():
+        found |= metric(fake, real, CONFIG)
+    assert list(found) == [
+        "sw_ratio", "sw_ratio_unseen", "mmd_ratio", "frechet_distance", "frechet_ratio", "precision", "recall",
+        "density", "coverage", "closeness", "authenticity", "copies", "nearest_neighbour_ratio", "label_accuracy",
+    ]  # fmt: skip
+    for score_ in found.values():
+        assert set(score_.encoders) == {"a", "b"} and score_.says.endswith(".")
+        assert all(estimate.control is not None and estimate.ci95 for estimate in score_.encoders.values())
+
+
+def test_scores_are_the_same_for_the_same_seed_and_others_for_another():
+    fake = gaussian(200, 2)
+    one, two, three = (score("sw_ratio", fake, config=CONFIG.model_copy(update={"seed": s})) for s in (0, 0, 1))
+    assert one == two != three
+
+
+def test_clusters_are_mostly_between_classes():
+    """The premise of the tests of the law."""
+    labels = torch.arange(400) % 2
+    rows = clusters(labels, 0)["a"]
+    within = torch.cat([rows[labels == c] - rows[labels == c].mean(0) for c in (0, 1)]).var(0).sum()
+    assert rows.var(0).sum() > 10 * within
