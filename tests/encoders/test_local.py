@@ -1,12 +1,18 @@
 """The local battery: frozen, differentiable, seeded, cached, and quick to name what is broken."""
 
+import os
+import subprocess
+import sys
+import textwrap
+
 import pytest
 import torch
-from torch import nn
 
-from irdm.data import DigitsConfig
-from irdm.data.base import SplitConfig, split_dataset
-from irdm.encoders import Battery, Encoder, LocalBatteryConfig
+from irdm.conditions import Classes, Unconditional
+from irdm.data import DigitsConfig, SpiralConfig
+from irdm.data.base import Dataset, SplitConfig, TensorSplit, split_dataset
+from irdm.encoders import LocalBatteryConfig
+from irdm.files import hash_of, hash_tensors, read_tensors, write_tensors
 
 QUICK = LocalBatteryConfig(steps=2, batch=16, dim=16, width=4)
 SMALL = QUICK.model_copy(update={"held_in": ("masked", "pixels"), "held_out": ("pca",)})
@@ -64,14 +70,14 @@ def test_an_encoder_does_not_depend_on_its_company(battery, digits):
 def test_training_teaches_the_class(digits):
     battery = LocalBatteryConfig(steps=60, batch=128, held_in=("supervised_mlp",), held_out=("pixels",)).fit(digits)
     train, val = (battery["supervised_mlp"](part.images) for part in (digits.train, digits.val))
-    nearest = digits.train.labels[torch.cdist(val, train).argmin(1)]
-    assert (nearest == digits.val.labels).float().mean() > 0.9
+    nearest = digits.train.conditions.labels[torch.cdist(val, train).argmin(1)]
+    assert (nearest == digits.val.conditions.labels).float().mean() > 0.9
 
 
 @pytest.mark.parametrize("shape", [(3, 20, 20), (1, 9, 14), (3, 4, 4)])
 def test_any_image_size(shape):
     images = torch.rand(60, *shape, generator=torch.Generator().manual_seed(0))
-    dataset = split_dataset("noise", images, torch.arange(60) % 2, ("a", "b"), SplitConfig())
+    dataset = split_dataset("noise", images, Classes(torch.arange(60) % 2, ("a", "b")), SplitConfig())
     for encoder in QUICK.model_copy(update={"steps": 1}).fit(dataset).encoders.values():
         assert encoder(images[:2]).shape == (2, encoder.dim)
 
@@ -105,23 +111,157 @@ def test_damaged_cache_is_named_and_refitted(battery, digits, tmp_path, damage):
     assert lines[-1].startswith("read 3 encoders")
 
 
+def keys_of(dataset, config):
+    """The whole key of a cache entry, which its name begins with."""
+    from irdm.encoders.local import CODE_VERSION
+
+    return hash_of([dataset.train.fingerprint, config.identity(), CODE_VERSION])
+
+
+def hostile(state, key):
+    """Well-formed files that are not the battery's: {what: (tensors, notes)}."""
+    right = {"sha256": hash_tensors(state, key)}
+    renamed = {name.replace("masked", "maksed"): value for name, value in state.items()}
+    half = {name: value.bfloat16() if value.is_floating_point() else value for name, value in state.items()}
+    fewer = dict(list(state.items())[1:])
+    longer = state | {"encoders.pca.network.mean": torch.zeros(3)}
+    return {
+        "other keys": (renamed, {"sha256": hash_tensors(renamed, key)}),
+        "bfloat16": (half, {"sha256": hash_tensors(half, key)}),
+        "a tensor less": (fewer, {"sha256": hash_tensors(fewer, key)}),
+        "another shape": (longer, {"sha256": hash_tensors(longer, key)}),
+        "a float checksum": (state | {"sha256": torch.rand(32)}, {}),
+        "no checksum": (state, {}),
+        "a checksum of another key": (state, {"sha256": hash_tensors(state, "other")}),
+        "other values": ({name: value + 1 for name, value in state.items()}, right),
+    }
+
+
+@pytest.mark.parametrize("what", list(hostile({"masked": torch.ones(1)}, "")))
+def test_a_well_formed_file_of_something_else_is_noticed(digits, tmp_path, what):
+    lines = []
+    fitted = SMALL.fit(digits, cache_dir=tmp_path)
+    (path,) = tmp_path.iterdir()
+    state, _ = read_tensors(path, "")
+    state = {name: value.clone() for name, value in state.items()}
+    write_tensors(path, *hostile(state, keys_of(digits, SMALL))[what])
+    again = SMALL.fit(digits, cache_dir=tmp_path, progress=lines.append)
+    assert f"the cached battery {path} is damaged" in lines[0] and "fitting it again" in lines[0]
+    for name, value in fitted.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name])
+    SMALL.fit(digits, cache_dir=tmp_path, progress=lines.append)
+    assert lines[-1].startswith("read 3 encoders")
+
+
+def test_two_processes_that_fit_at_once_do_not_disturb_each_other(battery, digits, tmp_path):
+    script = """
+        import sys, time
+        from pathlib import Path
+        import torch
+        from irdm.data import DigitsConfig
+        from irdm.encoders import LocalBatteryConfig
+        torch.set_num_threads(1)
+        config = LocalBatteryConfig(steps=2, batch=16, dim=16, width=4, held_in=("masked", "pixels"), held_out=("pca",))
+        for _ in range(5):
+            for file in Path(sys.argv[1]).glob("*.safetensors"):
+                file.unlink(missing_ok=True)
+            battery = config.fit(DigitsConfig().build(), cache_dir=Path(sys.argv[1]), progress=print)
+        print(float(battery["masked"](torch.full((1, 1, 8, 8), 0.3)).sum()))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [process.communicate(timeout=240)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert not any("damaged" in output for output in outputs)
+    assert len({output.splitlines()[-1] for output in outputs}) == 1
+    assert [path.suffix for path in tmp_path.iterdir()] in ([], [".safetensors"]), "no half-written file"
+
+
+def test_what_a_killed_process_left_long_ago_is_cleared(digits, tmp_path):
+    for name, age in (("old", 2 * 86_400), ("new", 0)):
+        left = tmp_path / f".{name}.safetensors.17.partial"
+        left.write_bytes(b"half")
+        os.utime(left, (left.stat().st_mtime - age,) * 2)
+    SMALL.fit(digits, cache_dir=tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == [
+        ".new.safetensors.17.partial"
+    ]
+
+
+def test_a_cache_that_cannot_be_written_is_named(digits, tmp_path):
+    (tmp_path / "afile").write_text("")
+    with pytest.raises(OSError, match=rf"{tmp_path}/afile/local-battery-.* could not be written"):
+        SMALL.fit(digits, cache_dir=tmp_path / "afile")
+
+
+def test_only_the_train_images_are_read(digits, battery):
+    class Untouched(TensorSplit):
+        def read(self, rows):
+            raise AssertionError("val is nobody's to fit")
+
+        fingerprint = property(lambda self: self.read(None))
+
+    val = Untouched(digits.val.images, digits.val.conditions)
+    again = QUICK.fit(Dataset("digits", digits.train, val), cache_dir=None)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in battery.state_dict().items())
+
+
+def test_of_many_images_some_are_fitted_the_classes_in_proportion(digits):
+    class Counted(TensorSplit):
+        seen = None
+
+        def read(self, rows):
+            Counted.seen = self.conditions.labels[rows]
+            return super().read(rows)
+
+    train = Counted(digits.train.images, digits.train.conditions)
+    lines = []
+    config = SMALL.model_copy(update={"images": 200})
+    config.fit(Dataset("many", train, digits.val), progress=lines.append)
+    assert "on 200 images" in lines[0]
+    expected = 200 * digits.train.conditions.labels.bincount() / len(train)
+    assert (Counted.seen.bincount() - expected).abs().max() <= 1 and (Counted.seen.diff() != 0).float().mean() > 0.5
+
+
+@pytest.mark.parametrize("conditions", [Unconditional(40), Classes(torch.zeros(40, dtype=torch.int64), ("a", "b"))])
+def test_images_of_fewer_than_two_classes_teach_no_classifier(conditions, tmp_path):
+    images = torch.rand(40, 1, 8, 8)
+    dataset = Dataset("one", TensorSplit(images, conditions), TensorSplit(images, conditions))
+    for _ in range(2):  # fitted, then read from the cache
+        battery = QUICK.fit(dataset, cache_dir=tmp_path)
+        assert battery.held_in == ("contrastive", "masked", "denoising", "patches", "pixels")
+        assert battery.held_out == ("rotation", "pca")
+    again = QUICK.restore((1, 8, 8), battery.state_dict())
+    assert again.held_in == battery.held_in and again.held_out == battery.held_out
+    assert torch.equal(again["masked"](images), battery["masked"](images))
+
+
+def test_restoring_what_is_not_this_battery_is_refused(battery):
+    with pytest.raises(ValueError, match=r"another network:\n  encoders.contrastive.*expected"):
+        QUICK.restore((1, 9, 9), battery.state_dict())
+    with pytest.raises(ValueError, match="missing"):
+        QUICK.restore((1, 8, 8), {})
+
+
+def test_points_are_no_pictures():
+    with pytest.raises(ValueError, match=r"images of 1 x 1; local encoders need .* 4 x 4 .*--battery.kind identity"):
+        QUICK.fit(SpiralConfig().build())
+
+
+def test_a_long_fit_says_how_far_it_is(digits, monkeypatch):
+    monkeypatch.setattr("irdm.encoders.local.SAY_EVERY", 0.0)
+    lines = []
+    SMALL.fit(digits, progress=lines.append)
+    assert any("fitting the encoder 'masked': step 1 of 2, " in line and "s left" in line for line in lines)
+
+
+@pytest.mark.parametrize("seed", [2**62, 2**63 - 1])
+def test_large_seeds_are_seeds(digits, seed):
+    SMALL.model_copy(update={"seed": seed}).fit(digits)
+    with pytest.raises(ValueError, match="less than 9223372036854775808"):
+        LocalBatteryConfig(seed=2**63)
+
+
 def test_unknown_encoder_is_refused():
     with pytest.raises(ValueError, match="no local encoder \\['sift'\\]"):
         LocalBatteryConfig(held_in=("sift",))
-
-
-class Broken(nn.Module):
-    def forward(self, images):
-        return (images.flatten(1) - 2).sqrt()
-
-
-def test_non_finite_encoder_is_named():
-    encoder = Encoder("broken", 16, Broken())
-    with pytest.raises(ValueError, match="'broken' returned NaN or infinity for 2 of 2"):
-        encoder(torch.rand(2, 1, 4, 4))
-    assert encoder(torch.full((2, 1, 4, 4), torch.nan)).isnan().all(), "bad images are the generator's failure"
-
-
-def test_battery_checks_its_division(battery):
-    with pytest.raises(ValueError, match="exactly one"):
-        Battery({"masked": battery["masked"]}, ("masked",), ("masked",))

@@ -19,9 +19,11 @@ pytest.importorskip("timm", reason="the panel's packages are not installed: pip 
 import timm  # noqa: E402
 from tiny_panel import dreamsim_vit, timm_model, tiny, write_tiny  # noqa: E402
 
+from irdm.conditions import Classes  # noqa: E402
 from irdm.data.base import SplitConfig, split_dataset  # noqa: E402
 from irdm.encoders import PanelBatteryConfig  # noqa: E402
 from irdm.encoders import panel as panel_module  # noqa: E402
+from irdm.encoders.base import encoder_identity  # noqa: E402
 from irdm.encoders.families import RESIZES, DreamSim, LatentPatches, TimmFeatures, load_encoder  # noqa: E402
 from irdm.encoders.panel import PANEL, fingerprint  # noqa: E402
 
@@ -292,7 +294,7 @@ def small_panel(folder, loaded, monkeypatch):
 
 def colours(channels: int = 3):
     images = torch.rand(12, channels, 16, 16)
-    return split_dataset("noise", images, torch.arange(12) % 2, ("a", "b"), SplitConfig())
+    return split_dataset("noise", images, Classes(torch.arange(12) % 2, ("a", "b")), SplitConfig())
 
 
 def test_the_battery_is_exactly_the_panel_asked_for(small_panel):
@@ -325,6 +327,25 @@ def test_the_panel_refuses_grey_data_and_unknown_names(small_panel):
 def test_the_default_is_the_whole_panel():
     config = PanelBatteryConfig()
     assert len(config.held_in) == 10 and len(config.held_out) == 4 and config.names == tuple(PANEL)
+
+
+def test_some_of_the_panel_keep_their_sides():
+    some = PanelBatteryConfig().some(["dinov2", "mae", "inception"])
+    assert some.held_in == ("inception", "mae") and some.held_out == ("dinov2",)
+    with pytest.raises(ValueError, match="no encoder clip; choose from inception, mae, dinov2"):
+        some.some(["clip"])
+
+
+def test_where_weights_lie_is_no_part_of_the_identity(tmp_path):
+    config = PanelBatteryConfig(held_in=("mae",), weights=tmp_path, compile=False)
+    assert config.identity() == {"kind": "panel", "held_in": ["mae"]}
+
+
+def test_a_pretrained_encoder_is_identified_by_its_files_and_its_row(folder, loaded):
+    entry, encoder = loaded("mae")
+    twin = load_encoder(entry, folder, compile=True)
+    assert encoder_identity(encoder, folder) == encoder_identity(twin, folder) == fingerprint(entry, folder)
+    assert encoder_identity(encoder, folder) != encoder_identity(loaded("dinov2")[1], folder)
 
 
 def test_the_fingerprint_follows_what_decides_the_features(folder, loaded, tmp_path):
