@@ -17,10 +17,11 @@ from pathlib import Path
 
 import torch
 
-from irdm.gradcache import accumulate_gradients
+from irdm.build import build_battery, build_generator
+from irdm.conditions import draw
+from irdm.gradcache import GradientCache
+from irdm.memory import keep_freed_memory
 from irdm.presets import digits
-from irdm.run import build_battery, build_generator
-from irdm.train import keep_freed_memory
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 ROLLOUT, MICRO_BATCH = 1024, 256
@@ -34,10 +35,12 @@ def main() -> None:
     keep_freed_memory()
     config = digits()
     dataset = config.data.build()
-    battery = build_battery(config, dataset, "cpu", print)
+    battery = build_battery(config, dataset, None, "cpu", print)
     encoders = {name: battery.encoders[name] for name in battery.held_in}
-    generator = build_generator(config, dataset)
-    noise, labels = torch.randn(ROLLOUT, config.generator.noise_dim), torch.arange(ROLLOUT) % dataset.num_classes
+    conditions = dataset.train.conditions
+    generator = build_generator(config, dataset.image_shape, conditions.spec)
+    noise = torch.randn(ROLLOUT, *generator.noise_shape)
+    inputs = conditions[draw(conditions, ROLLOUT, "benchmark")].inputs()
     heavy = ("supervised", "contrastive", "masked")
     cases = {
         "no graph kept": ((), 0),
@@ -48,19 +51,12 @@ def main() -> None:
     }
 
     def step(idle: tuple[str, ...], graph_bytes: int) -> tuple[float, int]:
-        def ones(features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            return {name: torch.ones_like(x) for name, x in features.items() if name not in idle}
-
-        start = time.perf_counter()
-        kept = accumulate_gradients(
-            lambda rows: generator(noise[rows], labels[rows]),
-            encoders,
-            ones,
-            ROLLOUT,
-            MICRO_BATCH,
-            idle=idle,
-            graph_bytes=graph_bytes,
+        cache, start = GradientCache(encoders, MICRO_BATCH, graph_bytes), time.perf_counter()
+        features = cache.forward(
+            lambda rows: generator(noise[rows], **{name: value[rows] for name, value in inputs.items()}), ROLLOUT, idle
         )
+        kept = sum(chunk.images is not None for chunk in cache.chunks)
+        cache.backward({name: torch.ones_like(x) for name, x in features.items() if name not in idle})
         return time.perf_counter() - start, kept
 
     half = next(b for b in (2**i for i in range(16, 34)) for _ in [0] if step((), b)[1] >= 2)

@@ -1,6 +1,7 @@
 """The blocked Nystrom MMD against the same equation left to autograd: seconds, memory and arithmetic rate.
 
-    python benchmarks/mmd.py [--device cuda] [--rows 5120] [--width 1024] [--bandwidths 4] [--processor-time] [--write]
+    python benchmarks/mmd.py [--device cuda] [--rows 5120] [--width 1024] [--bandwidths 4] [--processor-time]
+                             [--quick] [--write]
 
 The baseline is the plain formula, chunked by rows and checkpointed, so that it too never stores n x n. Each contender
 runs in a process of its own; its memory is the peak during value and gradient less the level just before (with the
@@ -140,9 +141,12 @@ def main() -> None:
     parser.add_argument(
         "--processor-time", action="store_true", help="one thread, processor seconds: for a machine shared with others"
     )
+    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works")
     parser.add_argument("--write", action="store_true", help="append the table to docs/benchmarks.md")
     parser.add_argument("--contender", choices=list(CONTENDERS), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.quick:
+        args.rows, args.width, args.landmarks, args.repeats = 512, 64, 256, 1
     shape = (args.rows, args.width, args.landmarks, args.bandwidths)
     if args.processor_time:
         torch.set_num_threads(1)

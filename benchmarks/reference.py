@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 
+from irdm.ops.embedding import kernel_means
 from irdm.ops.gaussian import Moments
-from irdm.ops.kernels import kernel_means
 from irdm.ops.kmeans import kmeans
 from irdm.ops.radial import Gaussian
 
