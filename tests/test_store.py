@@ -24,9 +24,10 @@ from irdm.data.images import pictures_like
 from irdm.data.sources import open_source
 from irdm.features import extract
 from irdm.files import hash_of, read_manifest, write_manifest
+from irdm.metrics.tables import row_order
 from irdm.ops.rows import Rows, row_blocks, sample_rows
 from irdm.ops.sampling import generator_for
-from irdm.store import FeatureStore, build_store, row_order, store_identity
+from irdm.store import FeatureStore, build_store, store_identity
 
 IMAGES, SIZE, SHARD = 70, 8, 16
 

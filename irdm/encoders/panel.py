@@ -248,8 +248,9 @@ class PanelBatteryConfig(Config):
         """Some of these encoders, each on the side that it is on. Raises ValueError for one that is not among them."""
         if unknown := [name for name in names if name not in self.names]:
             raise ValueError(f"There is no encoder {', '.join(unknown)}; choose from {', '.join(self.names)}.")
-        sides = {side: tuple(n for n in getattr(self, side) if n in names) for side in ("held_in", "held_out")}
-        return PanelBatteryConfig(**sides, weights=weights or self.weights, compile=self.compile)
+        held_in, held_out = (tuple(n for n in side if n in names) for side in (self.held_in, self.held_out))
+        weights = weights or self.weights
+        return PanelBatteryConfig(held_in=held_in, held_out=held_out, weights=weights, compile=self.compile)
 
     def fit(
         self,

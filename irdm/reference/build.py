@@ -39,7 +39,7 @@ from irdm.reference.opened import OpenReference, open_reference, what_is_fitted,
 from irdm.store import FeatureStore, build_store, real_identity
 from irdm.store.reader import state_of
 from irdm.store.real import MIN_IMAGES, write_real
-from irdm.store.reference import ENCODERS, FORMAT, PLAN, ROWS, SAMPLES, WEIGHTS, pixels
+from irdm.store.reference import ENCODERS, FORMAT, PLAN, ROWS, SAMPLES, WEIGHTS
 
 SHEET = 60  # val images that are kept for reports
 Say = Callable[[str], None]
@@ -249,7 +249,8 @@ class _Job:
         stores = {"train": train, "val": val}
         if not (self.path / ROWS).exists():
             shown, split = slice(0, SHEET), self.dataset.val
-            samples = {"images": pixels(split.read(val.index[shown])), **state_of(val.conditions[shown])}
+            images = (split.read(val.index[shown]) * 255).round().clamp(0, 255).to(torch.uint8)
+            samples = {"images": images, **state_of(val.conditions[shown])}
             kept = slice(0, self.config.table_rows)
             sides = {f"{side}.safetensors": state_of(store.conditions[kept]) for side, store in stores.items()}
             self._write(ROWS, {**sides, SAMPLES: samples})

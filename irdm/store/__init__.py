@@ -2,7 +2,7 @@
 
 from irdm.store.builder import SHARD_ROWS, build_store, store_identity
 from irdm.store.reader import FeatureStore, StoredRows
-from irdm.store.real import real_identity, row_order
+from irdm.store.real import real_identity
 from irdm.store.reference import StoredReference
 
 __all__ = [
@@ -12,6 +12,5 @@ __all__ = [
     "StoredRows",
     "build_store",
     "real_identity",
-    "row_order",
     "store_identity",
 ]

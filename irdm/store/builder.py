@@ -34,8 +34,8 @@ from irdm.files import (
     write_manifest,
     write_tensors,
 )
+from irdm.metrics.tables import row_order
 from irdm.store.reader import IDENTITY, ROWS_FILE, FeatureStore, features_file, shard_folder, state_of
-from irdm.store.real import row_order
 
 SHARD_ROWS = 65_536
 FORMAT = 2  # part of the identity: raise it when the files of one identity change

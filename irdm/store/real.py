@@ -7,25 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
-from jaxtyping import Int64
+from jaxtyping import Float32
 from torch import Tensor
 
 from irdm.data.base import Dataset
 from irdm.files import sealed_folder, write_tensors
 from irdm.ops.gaussian import Moments
 from irdm.ops.rows import Rows, row_blocks
-from irdm.ops.sampling import generator_for
 
 MIN_IMAGES = 50  # below this the jackknife's folds and the balls of five neighbours say nothing
 FILE = "real.safetensors"
-
-
-def row_order(count: int, seed: int) -> Int64[Tensor, " n"]:
-    """The random order of the rows of real features: one of every table with as many, on disk or in memory."""
-    return torch.randperm(count, generator=generator_for("store", seed))
 
 
 def real_identity(
@@ -60,7 +53,15 @@ def write_real(folder: Path, of: str, train: Rows, val: Rows, *, table_rows: int
         record["files"][FILE] = write_tensors(partial / FILE, tensors)
 
 
-def read_real(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Moments]:
-    """What `write_real` wrote: train rows [n, d], val rows [v, d], and moments."""
+class StoredReal(NamedTuple):
+    """What `write_real` wrote."""
+
+    train: Float32[Tensor, "n d"]
+    val: Float32[Tensor, "v d"]
+    moments: Moments
+
+
+def read_real(tensors: Mapping[str, Tensor]) -> StoredReal:
+    """The real side under one encoder, from the tensors of its file."""
     moments = {name.removeprefix("moments."): tensor for name, tensor in tensors.items() if name.startswith("moments.")}
-    return tensors["train"], tensors["val"], Moments.load(moments)
+    return StoredReal(tensors["train"], tensors["val"], Moments.load(moments))

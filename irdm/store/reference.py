@@ -18,13 +18,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from jaxtyping import UInt8
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from irdm.conditions import ClassSpec, ConditionSpec, NoSpec
-from irdm.data.base import Shape
+from irdm.conditions import ClassSpec, Conditions, ConditionSpec, NoSpec
+from irdm.data.base import Shape, TensorSplit
 from irdm.encoders import AnyBattery, PanelBatteryConfig
 from irdm.encoders.base import Battery, encoder_identity
 from irdm.files import MANIFEST, read_manifest, read_sealed, read_tensors, sha256_of, whole
@@ -113,23 +111,24 @@ class StoredReference:
         """The real images under all or some of the encoders, mapped from the disk. Raises ValueError when damaged."""
         chosen = self.chosen(names)
         read = {name: read_real(self.tensors(f"real/{name}", FILE)[0]) for name in chosen}
-        tables = []
-        for number, side in enumerate(("train", "val")):
-            count, state = (
-                min(self.plan[side]["count"], self.plan["table_rows"]),
-                self.tensors(ROWS, f"{side}.safetensors"),
+        train, val = (
+            Table(
+                {name: getattr(real, side) for name, real in read.items()},
+                self._conditions(side, f"{side}.safetensors", min(self.plan[side]["count"], self.plan["table_rows"])),
             )
-            conditions = restored(self.plan["specs"][side], count, state[0])
-            tables.append(Table({name: parts[number] for name, parts in read.items()}, conditions))
-        moments = {name: parts[2] for name, parts in read.items()}
+            for side in ("train", "val")
+        )
+        moments = {name: real.moments for name, real in read.items()}
         held_out = tuple(name for name in chosen if name in self.held_out)
-        return Real(*tables, moments, held_out, {key: self.plan[key] for key in REAL})
+        return Real(train, val, moments, held_out, {key: self.plan[key] for key in REAL})
 
-    def samples(self) -> tuple[UInt8[Tensor, "n c h w"], list[str]]:
-        """A few val images, and their captions."""
-        tensors = self.tensors(ROWS, SAMPLES)[0]
-        images = tensors["images"]
-        return images, restored(self.plan["specs"]["val"], len(images), tensors).captions()
+    def samples(self) -> TensorSplit:
+        """A few val images, for reports."""
+        images = self.tensors(ROWS, SAMPLES)[0]["images"].float() / 255
+        return TensorSplit(images, self._conditions("val", SAMPLES, len(images)), f"{self.name} (val)")
+
+    def _conditions(self, side: str, name: str, count: int) -> Conditions:
+        return restored(self.plan["specs"][side], count, self.tensors(ROWS, name)[0])
 
     def store(self, split: str) -> FeatureStore:
         """The features of the images of `train` or `val`.
@@ -156,8 +155,3 @@ class StoredReference:
             what = "was altered" if manifest.is_file() else "is missing"
             raise ValueError(f"{manifest} {what}. {self._mend}")
         return read_sealed(self.path / part, self._mend, content=False)
-
-
-def pixels(images: Tensor) -> UInt8[Tensor, "n c h w"]:
-    """Images in [0, 1] as 8-bit numbers."""
-    return (images * 255).round().clamp(0, 255).to(torch.uint8)

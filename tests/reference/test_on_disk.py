@@ -22,9 +22,10 @@ from irdm.encoders import IdentityBatteryConfig, LocalBatteryConfig
 from irdm.encoders.base import encoder_identity
 from irdm.features import extract
 from irdm.files import hash_of, locked, read_manifest, write_manifest
+from irdm.metrics.tables import row_order
 from irdm.ops.gaussian import Moments
 from irdm.reference import Reference, build, build_reference, describe, fit_distance, open_reference
-from irdm.store import StoredReference, real_identity, row_order
+from irdm.store import StoredReference, real_identity
 
 PARTS = ("rows", "real/pool", "training/mixed")
 
@@ -102,12 +103,12 @@ def test_tables_are_cut_and_moments_are_not(pictures, tmp_path):
 
 
 def test_samples_are_val_images_with_their_captions(built, pictures):
-    images, captions = built.samples()
-    assert images.shape == (60, 3, SIZE, SIZE) and images.dtype == torch.uint8
-    val = tiny_dataset(pictures).val
-    known = {(image * 255).round().byte().numpy().tobytes(): row for row, image in enumerate(val.images)}
-    rows = [known[image.numpy().tobytes()] for image in images]
-    assert captions == val.conditions[torch.tensor(rows)].captions() and set(captions) == {"a", "b"}
+    samples, val = built.samples(), tiny_dataset(pictures).val
+    assert samples.images.shape == (60, 3, SIZE, SIZE)
+    known = {image.numpy().tobytes(): row for row, image in enumerate(val.images)}
+    rows = torch.tensor([known[image.numpy().tobytes()] for image in samples.images])
+    captions = samples.conditions.captions()
+    assert captions == val.conditions[rows].captions() and set(captions) == {"a", "b"}
 
 
 def test_show_names_images_encoders_counts_seeds_floors_and_hashes(built):
@@ -147,7 +148,7 @@ def test_judging_needs_no_store_and_no_training_half(copied):
     for part in ("train", "val"):
         shutil.rmtree(copied / part)
     reference = StoredReference(copied)
-    assert len(reference.real().train) == 160 and len(reference.samples()[1]) == 60
+    assert len(reference.real().train) == 160 and len(reference.samples()) == 60
     with pytest.raises(ValueError, match="no store"):
         reference.store("train")
 
@@ -439,7 +440,10 @@ def test_images_without_classes_make_a_reference_without_classifiers(tmp_path):
     options = {"battery": battery, "battery_config": config}
     reference = build_tiny(tmp_path, tmp_path / "reference", CONFIG.model_copy(update={"rollout": 32}), **options)
     assert reference.spec.width == 0 and len(reference.real().train.conditions) == 60
-    assert reference.samples()[1] == [""] * 60 and set(reference.battery().encoders) == {"pixels", "pca"}
+    assert reference.samples().conditions.captions() == [""] * 60 and set(reference.battery().encoders) == {
+        "pixels",
+        "pca",
+    }
     fitted = reference.training(["pixels"], CONFIG.distance, joint=True, rollout=32, seed=0)
     assert fitted.floors["pixels"] == pytest.approx(reference.floors["pixels"])
 
