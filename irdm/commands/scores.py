@@ -64,8 +64,8 @@ def _interval(estimate: Estimate) -> str:
 
 
 def _number(value: float | None) -> str:
-    """Two decimals or three digits, without an exponent; never -0.00."""
+    """Without an exponent, short enough for a column; never -0.00."""
     if value is None:
         return "-"
     text = f"{value:.0f}" if abs(value) >= 1000 else f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.4f}"
-    return text.lstrip("-") if not float(text) else text
+    return text if float(text) else "0.00"
