@@ -2,49 +2,51 @@
 
 from __future__ import annotations
 
-import copy
-import json
-
 import numpy as np
 import pytest
 import torch
-from metrics.tables import gaussian
-from test_evaluate import DATA, Replay, battery
+from metrics.tables import gaussian, real_side, table
 
 from irdm.compare import compare
-from irdm.evaluate import EvaluationConfig, evaluate
-from irdm.metrics.frechet_distance import frechet_distances, table_moments
-from irdm.metrics.pickscore import win_rate
+from irdm.evaluation import Result, evaluate_tables
+from irdm.metrics import EvaluationConfig, Score
+from irdm.metrics.pickscore import pickscore, win_rate
+from irdm.metrics.score import Estimate
 
-CONFIG = EvaluationConfig(directions=32, replicates=4, rff_features=64, resamples=8, unseen_draws=2)
+CONFIG = EvaluationConfig(rows=100, directions=32, rff_features=64, resamples=8)
+IDENTITY = {
+    "train": {"count": 400, "fingerprint": "a" * 64},
+    "val": {"count": 300, "fingerprint": "b" * 64},
+    "encoders": {"a": "c" * 64, "b": "d" * 64},
+    "held_out": ["b"],
+}
+
+
+def result(rows=200, shift=0.0, seed=2, config=CONFIG, **identity):
+    side = real_side(gaussian(400, 0), gaussian(300, 1), ["b"])
+    object.__setattr__(side, "identity", IDENTITY | identity)
+    return evaluate_tables(table(gaussian(rows, seed, shift)), side, config, source={}, reference={})
 
 
 @pytest.fixture(scope="module")
 def results():
-    """A hazy generator and a clear one, as result.json holds them."""
-    pair = (evaluate(Replay(DATA.test, haze), battery(), DATA, CONFIG).result for haze in (0.2, 0.0))
-    return [json.loads(json.dumps(result, allow_nan=False)) for result in pair]
+    """A generator that is off, and one that is as good as real."""
+    return result(shift=0.6), result()
 
 
-def test_the_clear_generator_beats_the_hazy_one(results):
+def test_the_better_one_is_found(results):
     found = compare(*results)
-    assert list(found["metrics"]) == [
-        "sw_ratio", "sw_ratio_unseen", "mmd_ratio", "nearest_neighbour_ratio", "label_accuracy",
-    ]  # fmt: skip
-    for name in ("sw_ratio", "sw_ratio_unseen", "mmd_ratio"):
-        mean = found["metrics"][name]["mean"]
+    assert list(found["metrics"]) == list(results[0].scores)
+    for name in ("sw_ratio", "sw_ratio_unseen", "mmd_ratio", "frechet_ratio"):
+        mean, scores = found["metrics"][name]["mean"], [side.scores[name] for side in results]
         assert mean["better"] == "b"
-        assert mean["a"] == pytest.approx(results[0][name]["mean"])
-        assert mean["b"] == pytest.approx(results[1][name]["mean"])
+        assert (mean["a"], mean["b"]) == tuple(score.mean.value for score in scores)
         assert mean["difference"] == pytest.approx(mean["b"] - mean["a"])
         assert mean["ci95"][0] < mean["difference"] < mean["ci95"][1] < 0
-        assert set(found["metrics"][name]["per_encoder"]) == {"zero", "one", "two"}
-        assert found["metrics"][name]["held_out"] == found["metrics"][name]["per_encoder"]["two"]
-    near = found["metrics"]["nearest_neighbour_ratio"]
-    assert near["value"]["better"] is None  # neither a high nor a low one is good in itself
-    assert near["value"]["a"] == pytest.approx(results[0]["nearest_neighbour_ratio"]["value"])
-    accuracy = found["metrics"]["label_accuracy"]["value"]
-    assert accuracy["a"] == pytest.approx(results[0]["label_accuracy"]["generated"])
+        assert set(found["metrics"][name]["per_encoder"]) == {"a", "b"}
+        assert found["metrics"][name]["held_out"] == found["metrics"][name]["per_encoder"]["b"]
+    assert found["metrics"]["frechet_distance"]["mean"] is None
+    assert found["metrics"]["frechet_distance"]["per_encoder"]["a"]["better"] == "b"
     assert compare(results[1], results[0])["metrics"]["sw_ratio"]["mean"]["better"] == "a"
 
 
@@ -53,65 +55,85 @@ def test_a_result_does_not_differ_from_itself(results):
     assert (part["difference"], part["ci95"], part["better"]) == (0, [0, 0], None)
 
 
-def test_unlike_protocols_are_refused_with_every_difference_named(results):
-    other = copy.deepcopy(results[0])
-    other["protocol"]["reference"] = "elsewhere"
-    other["protocol"]["settings"]["seed"] = 7
-    other["protocol"]["panel"]["two"] = "retrained"
-    del other["label_accuracy"]
+def of(direction, control, **replicates):
+    """Two results of one score with these replicates."""
+    pair = []
+    for values in replicates.values():
+        mean = Estimate(value=float(np.mean(values)), control=control, replicates=tuple(values))
+        score = Score(label="x", direction=direction, says="y", mean=mean)
+        pair.append(Result(source={}, reference={}, protocol={}, scores={"x": score}))
+    return compare(*pair)["metrics"]["x"]["mean"]["better"]
+
+
+NEAR = np.array([-0.01, 0.0, 0.01, 0.0, 0.01, -0.01])
+
+
+@pytest.mark.parametrize(
+    ("direction", "a", "b", "better"),
+    [
+        ("lower", 1.0, 2.0, "a"),
+        ("higher", 1.0, 2.0, "b"),
+        ("real", 0.96, 0.99, "a"),  # precision above that of real images: blurred, not better
+        ("real", 0.5, 0.9, "b"),
+        ("real", 0.9, 0.5, "a"),
+        ("real", 0.95, 1.28, "a"),  # on both sides of real images, one much further
+        ("real", 0.90, 1.02, None),  # as far below as the other is above
+    ],
+)
+def test_what_is_good_is_lower_higher_or_as_real_images(direction, a, b, better):
+    assert of(direction, 0.96, a=a + NEAR, b=b + NEAR[::-1]) == better
+
+
+def test_unlike_protocols_are_refused_with_every_difference_in_words(results):
+    other = result(
+        150,
+        config=CONFIG.model_copy(update={"seed": 7, "directions": 1024}),
+        train={"count": 400, "fingerprint": "e" * 64},
+        encoders={"a": "f" * 64, "b": "d" * 64},
+    )
     with pytest.raises(ValueError) as error:
-        compare(results[0], other)
-    for expected in ("protocol.reference: ", "settings.seed: 0 in the first, 7", "panel.two", "label_accuracy: only"):
+        compare(results[1], other)
+    for expected in (
+        f"other training images, real.train.fingerprint: {'a' * 12} in A, {'e' * 12} in B",
+        f"other encoders, real.encoders.a: {'c' * 12} in A, {'f' * 12} in B",
+        "other settings, settings.seed: 0 in A, 7 in B",
+        "other settings, settings.directions: 32 in A, 1024 in B",  # the default is not written, and still told
+        "another number of judged images, images: 200 in A, 150 in B",
+    ):
         assert expected in str(error.value)
+    assert "real.encoders.b" not in str(error.value) and "held-out" not in str(error.value)
+    assert max(map(len, str(error.value).splitlines())) < 120
 
 
-def test_other_weights_of_the_same_encoders_are_another_panel(results):
-    panel = battery()
-    with torch.no_grad():
-        panel.encoders["one"].network[1].weight[0, 0] += 1e-3
-    result = evaluate(Replay(DATA.test), panel, DATA, CONFIG).result
-    with pytest.raises(ValueError, match=r"protocol\.panel\.one") as error:
-        compare(results[0], result)
-    assert "panel.two" not in str(error.value)
+def test_the_notes_and_the_scores_must_agree(results):
+    less = results[0].model_copy(update={"scores": {k: v for k, v in results[0].scores.items() if k != "recall"}})
+    with pytest.raises(ValueError, match="a score that only A has: recall"):
+        compare(results[0], less)
+    score = results[0].scores["recall"]
+    other = score.model_copy(update={"notes": score.notes | {"neighbours": 3}})
+    changed = results[0].model_copy(update={"scores": results[0].scores | {"recall": other}})
+    with pytest.raises(ValueError, match="recall.neighbours: 5 in A, 3 in B"):
+        compare(results[0], changed)
 
 
-def test_the_conditions_of_a_single_metric_count_too():
-    real = {name: table_moments(name, rows) for name, rows in gaussian(300, 0).items()}
-
-    def result(rows, shift, **options):
-        return {"protocol": {"reference": "x"}} | frechet_distances(gaussian(rows, 1, shift), real, **options)
-
-    found = compare(result(100, 0.0), result(100, 0.8))["metrics"]["frechet_distance"]
-    assert found["mean"] is None
-    assert found["per_encoder"]["a"]["better"] == "a"
-    with pytest.raises(ValueError, match="frechet_distance.rows.generated: 100 in the first, 120"):
-        compare(result(100, 0.0), result(120, 0.0))
+def test_every_score_of_any_evaluation_can_be_compared():
+    """Even of the fewest rows: the jackknife has ten folds, or as many as there are rows."""
+    pair = [result(50, shift) for shift in (0.0, 0.1)]
+    for metric in compare(*pair)["metrics"].values():
+        assert all(part["ci95"][0] <= part["ci95"][1] for part in metric["per_encoder"].values())
 
 
 def test_shared_luck_cancels():
     """Rows of two scorers share most of their noise: the paired interval is far narrower than that of either."""
     luck = torch.randn(200, dtype=torch.float64)
     one, two = luck + 0.05 * torch.randn(200), luck + 0.05 * torch.randn(200) + 0.05
-    pair = [{"protocol": {}, "pickscore": {"direction": "higher", "replicates": side.tolist()}} for side in (one, two)]
-    part = compare(*pair)["metrics"]["pickscore"]["value"]
+    pair = [Result(source={}, reference={}, protocol={}, scores=pickscore(side)) for side in (one, two)]
+    part = compare(*pair)["metrics"]["pickscore"]["mean"]
     assert part["better"] == "b"
-    assert np.ptp(part["ci95"]) < 0.1 * luck.std().item()
-    assert win_rate(two, one)["ci95"][0] > 0.5
+    assert np.ptp(part["ci95"]) < 0.2 * np.ptp(pair[0].scores["pickscore"].mean.ci95)
+    assert win_rate(two, one)[0].ci95[0] > 0.5
 
 
-def test_incomparable_results_are_refused(results):
-    few = copy.deepcopy(results[0])
-    few["label_accuracy"]["replicates"] = few["label_accuracy"]["replicates"][:3]
-    with pytest.raises(ValueError, match="label_accuracy has 3 and 3 replicates.*4 or more"):
-        compare(few, few)
-    with pytest.raises(ValueError, match="second result has no metrics"):
-        compare(results[0], {"protocol": {}})
-    old = {name: value for name, value in results[0].items() if name != "protocol"}
-    with pytest.raises(ValueError, match="first result has no protocol"):
-        compare(old, results[0])
-
-
-def test_a_score_that_does_not_exist_is_null(results):
-    single = copy.deepcopy(results[0])
-    single["label_accuracy"] |= {"generated": None, "replicates": None}
-    assert compare(single, single)["metrics"]["label_accuracy"]["value"] is None
+def test_too_few_replicates_are_refused():
+    with pytest.raises(ValueError, match=r"x, mean has 3 and 3 replicates.*4 or more"):
+        of("lower", None, a=[1, 2, 3], b=[1, 2, 3])

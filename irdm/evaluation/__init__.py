@@ -3,9 +3,9 @@
 It shares no loss with training and imports nothing of it (docs/design.md).
 """
 
-from irdm.evaluation.embed import embed, real_of
-from irdm.evaluation.gallery import gallery, write_samples
-from irdm.evaluation.judge import QuickCheck, evaluate, judge
+from irdm.evaluation.embedding import embed, real_of
+from irdm.evaluation.judging import QuickCheck, evaluate, judge
+from irdm.evaluation.pictures import gallery, write_samples
 from irdm.evaluation.result import Result, evaluate_tables, read_result, write_result
 from irdm.evaluation.source import evaluate_source
 from irdm.metrics.base import EvaluationConfig

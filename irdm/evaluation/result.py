@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from irdm import __version__
 from irdm.config import Config
-from irdm.evaluation.judge import judge
+from irdm.evaluation.judging import judge
 from irdm.files import read_manifest, write_manifest
 from irdm.metrics.base import EvaluationConfig, Pools
 from irdm.metrics.score import Score

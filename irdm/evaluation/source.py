@@ -18,7 +18,7 @@ from irdm.data.base import Shape, Split
 from irdm.data.image_source import ImageSource, printable
 from irdm.data.images import pictures_like
 from irdm.distributed import Ranks
-from irdm.evaluation.gallery import Pictures, gallery, write_samples
+from irdm.evaluation.pictures import Pictures, gallery, write_samples
 from irdm.evaluation.result import RESULT, Result, evaluate_tables, write_result
 from irdm.files import locked, visible
 from irdm.metrics.base import EvaluationConfig

@@ -88,24 +88,24 @@ def test_missing_files_and_wrong_pictures_are_named(folder, tmp_path):
 
 def test_the_mean_and_its_interval():
     scores = torch.randn(400, dtype=torch.float64) + 20
-    result = pickscore(scores, scores + 1)
-    half = 1.96 * scores.std().item() / 20
-    assert result["value"] == pytest.approx(scores.mean().item())
-    assert result["ci95"] == pytest.approx([result["value"] - half, result["value"] + half], abs=0.15 * half)
-    assert sum(result["replicates"]) / 10 == pytest.approx(result["value"])
-    assert result["real_control"] == pytest.approx(result["value"] + 1)
-    assert (result["name"], result["direction"], result["rows"]) == ("PickScore", "higher", 400)
+    score = pickscore(scores, scores + 1)["pickscore"]
+    result, half = score.mean, 1.96 * scores.std().item() / 20
+    assert result.value == pytest.approx(scores.mean().item())
+    assert result.ci95 == pytest.approx((result.value - half, result.value + half), abs=0.15 * half)
+    assert sum(result.replicates) / 10 == pytest.approx(result.value)
+    assert result.control == pytest.approx(result.value + 1)
+    assert (score.label, score.direction, score.notes) == ("PickScore", "higher", {"rows": 400})
 
 
 def test_the_win_rate_counts_pairs_and_half_of_the_ties():
     ours = torch.tensor([1.0, 2, 3, 4, 5, 6, 7, 8]).double()
     theirs = torch.tensor([0.0, 1, 3, 5, 6, 7, 8, 9]).double()
-    result = win_rate(ours, theirs)
-    assert result["value"] == 2.5 / 8
-    assert result["difference"]["value"] == pytest.approx(-3 / 8)
+    rate, difference = win_rate(ours, theirs)
+    assert rate.value == 2.5 / 8
+    assert difference.value == pytest.approx(-3 / 8)
     luck = torch.randn(300, dtype=torch.float64)
-    assert win_rate(luck + 0.01, luck)["ci95"] == [1.0, 1.0]
-    low, high = win_rate(torch.randn(300).double(), luck)["ci95"]
+    assert win_rate(luck + 0.01, luck)[0].ci95 == (1.0, 1.0)
+    low, high = win_rate(torch.randn(300).double(), luck)[0].ci95
     assert low < 0.5 < high
 
 

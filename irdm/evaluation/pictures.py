@@ -79,7 +79,7 @@ def _pixels(images: Tensor) -> UInt8[np.ndarray, "n c h w"]:
     return (images * 255).round().to(torch.uint8).numpy()
 
 
-def _texts(captions: Sequence[str]) -> NDArray[np.str_]:
+def _texts(captions: Sequence[str]) -> NDArray:
     """Fixed-width unicode; names that are no unicode are written as they are printed."""
     return np.array([text.encode("utf-8", "backslashreplace").decode() for text in captions] or [""][:0], dtype=np.str_)
 

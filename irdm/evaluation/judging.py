@@ -11,7 +11,7 @@ from irdm.conditions import Conditions
 from irdm.data.base import Dataset, Split
 from irdm.distributed import Ranks
 from irdm.encoders.base import Battery
-from irdm.evaluation.embed import embed
+from irdm.evaluation.embedding import embed
 from irdm.generate import Drawn
 from irdm.generators import Generator
 from irdm.metrics import METRICS
