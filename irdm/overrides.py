@@ -115,6 +115,7 @@ def assign(config: BaseModel, options: Options) -> dict[str, Any]:
     for path, values in sorted(options.items(), key=lambda item: (item[0].count("."), not item[0].endswith(".kind"))):
         *parents, leaf = path.split(".")
         node, inner = data, model
+        kinds: dict[str, type[BaseModel]] = {}
         for name in parents:
             field = inner.model_fields.get(name)
             kinds = kinds_of(field.annotation) if field else {}
@@ -126,7 +127,7 @@ def assign(config: BaseModel, options: Options) -> dict[str, Any]:
         if leaf not in inner.model_fields:
             raise no_field(path, model, data)
         field = inner.model_fields[leaf]
-        if leaf == "kind" and parents:
+        if leaf == "kind" and kinds:
             wanted = _one(written(path), values)
             if wanted not in kinds:
                 raise UsageError(f"{written(path)} is '{wanted}'{nearest(wanted, kinds)}")

@@ -15,7 +15,7 @@ COLUMNS = ("all", "held in", "held out", "95% interval", "real")
 
 def score_table(result: Result) -> str:
     """A row a score, whatever scores there are; by encoder where they have no common scale; then the warnings."""
-    rows = [("", *COLUMNS)]
+    rows: list[tuple[str, ...]] = [("", *COLUMNS)]
     for score in result.scores.values():
         if whole := score.mean or score.held_out or score.held_in:
             groups = (score.mean, score.held_in, score.held_out)
@@ -31,7 +31,7 @@ def score_table(result: Result) -> str:
 
 def comparison_table(found: Mapping[str, Any]) -> str:
     """A row a score and group, or encoder where they have no common scale: A, B, B - A, interval, the better one."""
-    rows = [("", "A", "B", "B - A", "95% interval", "")]
+    rows: list[tuple[str, ...]] = [("", "A", "B", "B - A", "95% interval", "")]
     for metric in found["metrics"].values():
         parts = {"mean": metric["label"], "held_in": "  held in", "held_out": "  held out"}
         parts = {label: metric[group] for group, label in parts.items() if metric.get(group)}

@@ -162,8 +162,8 @@ class Weights:
         mend = f"Delete it, then {self.mend}."
         body = read_json(path, mend)
         revision, digests = body.get("revision"), body.get("sha256")
-        whole = isinstance(revision, str | None) and isinstance(digests, dict)
-        if not whole or not all(isinstance(digest, str) for digest in digests.values()):
+        texts = isinstance(digests, dict) and all(isinstance(digest, str) for digest in digests.values())
+        if not texts or not isinstance(revision, str | None):
             raise ValueError(f"{path} was altered: it holds no record of weights. {mend}")
         if self.source.revision and revision not in (None, self.source.revision):
             raise ValueError(
