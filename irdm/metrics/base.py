@@ -124,7 +124,7 @@ class Pool:
         return len(self.rows)
 
     def draws(self, count: int, times: int, *keys: int | str) -> Int64[Tensor, "times count"]:
-        """Row numbers of the table of several draws, by `irdm.data.conditions.draws`."""
+        """Row numbers of the table of several draws, by `irdm.conditions.draws`."""
         return self.rows[draws(self.conditions, count, times, *keys)]
 
     def sample(self, most: int, *keys: int | str) -> Int64[Tensor, " k"]:

@@ -141,5 +141,13 @@ def over_encoders(
     for name, found in (details or {}).items():
         encoders[name] = encoders[name].model_copy(update={"notes": dict(found)})
     groups = {group: estimate(members) for group, members in grouped(names, held_out).items()} if means else {}
-    head = {"label": label, "direction": direction, "says": says}
-    return Score(**head, **groups, encoders=encoders, notes=dict(notes or {}))
+    return Score(
+        label=label,
+        direction=direction,
+        says=says,
+        mean=groups.get("mean"),
+        held_in=groups.get("held_in"),
+        held_out=groups.get("held_out"),
+        encoders=encoders,
+        notes=dict(notes or {}),
+    )
