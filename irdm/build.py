@@ -97,9 +97,9 @@ def open_run_reference(config: RunConfig, dataset: Dataset, device: str) -> Open
     spec = dataset.train.conditions.spec
     if reference.image_shape != dataset.image_shape or reference.spec != spec:
         raise ValueError(
-            f"The reference {config.reference} is of images {list(reference.image_shape)} with {_words(reference.spec)}, "
-            f"but {dataset.name} has {list(dataset.image_shape)} with {_words(spec)}, or they have other names. Train "
-            "on the images of the reference."
+            f"The reference {config.reference} is of images {list(reference.image_shape)} with "
+            f"{_words(reference.spec)}, but {dataset.name} has {list(dataset.image_shape)} with {_words(spec)}, or they "
+            "have other names. Train on the images of the reference."
         )
     return reference
 

@@ -1,7 +1,7 @@
 """What a generator is asked to draw: one condition an image, as a table, and the one law by which rows are drawn.
 
-Everything that draws goes through `draw`: conditions for training, held-out rows for the floors, generated and real rows
-for evaluation. So real images drawn as the generator draws score what they should.
+Everything that draws goes through `draw`: conditions for training, held-out rows for the floors, generated and real
+rows for evaluation. So real images drawn as the generator draws score what they should.
 
 Letters: n rows, c columns of tau.
 """
@@ -175,7 +175,8 @@ class Classes:
     @property
     def fingerprint(self) -> str:
         """Of the names and the labels."""
-        return hashlib.sha256("\0".join(self.names).encode() + self.labels.cpu().numpy().tobytes()).hexdigest()
+        names = "\0".join(self.names).encode("utf-8", "surrogateescape")
+        return hashlib.sha256(names + self.labels.cpu().numpy().tobytes()).hexdigest()
 
 
 class Unconditional:

@@ -18,7 +18,7 @@ from irdm.build import build_battery, build_generator, cache_dir, resolve_device
 from irdm.checkpoint import load_latest, restore
 from irdm.conditions import ClassSpec, Conditions, ConditionSpec, NoSpec, draw
 from irdm.data import Dataset
-from irdm.data.base import Shape
+from irdm.data.base import Shape, Split
 from irdm.distributed import Ranks
 from irdm.encoders import Battery
 from irdm.evaluation import (
@@ -260,19 +260,22 @@ def evaluate_run(
     config = config or loaded.config.evaluation or EvaluationConfig()
     with nullcontext() if is_locked or not ranks.is_main else locked(target, "evaluated"):
         with ranks.together():
-            real, battery, about = open_real(reference, loaded, config, names, weights, ranks, progress)
-            if loaded.image_shape != about["image_shape"]:
+            against = open_real(
+                reference, loaded, config, names, weights, ranks=ranks, device=loaded.device, progress=progress
+            )
+            real = against.real
+            if loaded.image_shape != against.image_shape:
                 raise ValueError(
                     f"{run} draws images {list(loaded.image_shape)}, but the reference is of images "
-                    f"{list(about['image_shape'])}. Write images with `irdm sample {run} --format files` and judge that "
-                    "folder: it is brought to the reference's size."
+                    f"{list(against.image_shape)}. Write images with `irdm sample {run} --format files` and judge "
+                    "that folder: it is brought to the reference's size."
                 )
             asked = (
                 real.train.conditions if real.train.conditions.spec == loaded.spec else loaded.dataset.train.conditions
             )
             conditions = conditions_to_judge(real, config, count, asked)
         generated = loaded.drawn(conditions, config.seed)
-        encoders = dict(battery.encoders.items())
+        encoders = dict(against.battery.encoders.items())
         table = embed(
             generated, encoders, micro_batch=config.micro_batch, device=loaded.device, ranks=ranks, progress=progress
         )
@@ -285,8 +288,8 @@ def evaluate_run(
             real,
             config,
             source={"path": str(run), "images": len(generated), "fingerprint": generated.fingerprint},
-            reference={key: value for key, value in about.items() if key in ("name", "train", "val", "size")},
-            missing=about["missing"],
+            reference=against.about,
+            missing=against.missing,
             step=loaded.step,
             training=training or (earlier.training if earlier else None),
             hardware=_hardware(loaded.device),
@@ -302,7 +305,7 @@ def evaluate_run(
         parts = sum(spent.get(name, 0.0) for name in ("encoders", "reference", "train", "evaluate"))
         spent["total"] = max(parts, total + spent["evaluate"])
         result = result.model_copy(update={"seconds": spent})
-        shown = gallery(generated, about["pictures"], about["train_pictures"], config.gallery, config.seed)
+        shown = gallery(generated, against.pictures, against.train_pictures, config.gallery, config.seed)
         write_samples(target / "samples.npz", shown)
         pictures = torch.from_numpy(shown["generated"]).float() / 255
         save_png(target / "samples" / "final.png", image_grid(pictures, config.gallery))
@@ -323,46 +326,87 @@ def conditions_to_judge(
     return asked[draw(asked, count, "evaluate", config.seed)]
 
 
+@dataclass(frozen=True)
+class Against:
+    """What images are compared with: the real side, the encoders that made it, and what a result says of both."""
+
+    real: Real
+    battery: Battery
+    name: str
+    counts: tuple[int, int]
+    """Images of train and of val."""
+    image_shape: Shape
+    missing: tuple[str, ...]
+    """Encoders that are there and were not asked for."""
+    pictures: Split
+    """Some val images, for people."""
+    train_pictures: Split | None
+    """The train images, where they are at hand."""
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """`Result.reference`."""
+        train, val = self.counts
+        return {"name": self.name, "train": train, "val": val, "size": list(self.image_shape)}
+
+
 def open_real(
     reference: Path | None,
     own: LoadedRun | None,
+    config: EvaluationConfig,
+    names: tuple[str, ...] | None = None,
+    weights: Path | None = None,
+    *,
+    ranks: Ranks | None = None,
+    device: str = "cpu",
+    progress: Callable[[str], None] = lambda text: None,
+) -> Against:
+    """The real side that a path stands for: a reference, or a run, which stands for its own; None is `own`.
+
+    Raises ValueError for what cannot be opened, and for a reference that is not the one a run was trained against.
+    """
+    ranks = ranks or Ranks()
+    if reference is not None and (reference / CONFIG).exists():
+        own, reference = load_run(reference, device), None
+    if own is not None and reference is None:
+        device, reference = own.device, own.config.reference
+        if reference is None:
+            return _own_data(own, config, names, weights, ranks, progress)
+    assert reference is not None, "a reference or a run"
+    opened = open_reference(reference, device)
+    recorded = own.recorded.get("reference") if own is not None and own.config.reference == reference else None
+    if own is not None and recorded is not None and recorded["address"] != opened.address:
+        raise ValueError(f"{reference} is not the reference that {own.path} was trained against; build that again.")
+    battery = opened.battery(names, weights)
+    used = tuple(battery.encoders.keys())
+    return Against(
+        opened.real(used),
+        battery,
+        opened.name,
+        (opened.plan["train"]["count"], opened.plan["val"]["count"]),
+        opened.image_shape,
+        tuple(name for name in opened.names if name not in used),
+        opened.samples(),
+        None,
+    )
+
+
+def _own_data(
+    own: LoadedRun,
     config: EvaluationConfig,
     names: tuple[str, ...] | None,
     weights: Path | None,
     ranks: Ranks,
     progress: Callable[[str], None],
-    device: str = "cpu",
-) -> tuple[Real, Battery, dict[str, Any]]:
-    """The real side that a path stands for, its encoders, and what else a result says of it.
-
-    A path is that of a reference or of a run, which stands for its own data and battery; None is `own`.
-    """
-    if reference is not None and (reference / CONFIG).exists():
-        own, reference = load_run(reference, device), None
-    if reference is None:
-        assert own is not None, "a reference or a run"
-        if own.config.reference is None:
-            dataset, device = own.dataset, own.device
-            battery = ranks.main_first(lambda: build_battery(own.config, dataset, None, device, progress))
-            battery, missing = battery.only(names)
-            real = real_of(dataset, battery, config, device=device, ranks=ranks, progress=progress)
-            return real, battery, {
-                "name": f"the data of {own.path.name}", "train": len(dataset.train), "val": len(dataset.val),
-                "size": list(dataset.image_shape), "image_shape": dataset.image_shape, "missing": missing,
-                "pictures": dataset.val, "train_pictures": dataset.train,
-            }  # fmt: skip
-        reference, device = own.config.reference, own.device
-    opened = open_reference(reference, device)
-    if own is not None and (recorded := own.recorded.get("reference")) and own.config.reference == reference:
-        if recorded["address"] != opened.address:
-            raise ValueError(f"{reference} is not the reference that {own.path} was trained against; build that again.")
-    battery = opened.battery(names, weights)
-    return opened.real(tuple(battery.encoders)), battery, {
-        "name": opened.name, "train": opened.plan["train"]["count"], "val": opened.plan["val"]["count"],
-        "size": list(opened.image_shape), "image_shape": opened.image_shape,
-        "missing": tuple(name for name in opened.names if name not in battery.encoders),
-        "pictures": opened.samples(), "train_pictures": None,
-    }  # fmt: skip
+) -> Against:
+    """A run's own images, embedded now by its own encoders."""
+    dataset, device = own.dataset, own.device
+    battery = ranks.main_first(lambda: build_battery(own.config, dataset, None, device, progress))
+    battery, missing = battery.only(names)
+    weights = weights or getattr(own.config.battery, "weights", None)
+    real = real_of(dataset, battery, config, device=device, weights=weights, ranks=ranks, progress=progress)
+    counts, name = (len(dataset.train), len(dataset.val)), f"the data of {own.path.resolve().name}"
+    return Against(real, battery, name, counts, dataset.image_shape, missing, dataset.val, dataset.train)
 
 
 def _earlier(path: Path) -> Result | None:

@@ -70,7 +70,7 @@ def sample_run(
     The classes (default: all) take turns. Without a count each gets ten, and of more than 20 classes 20 are drawn,
     evenly spaced; without classes there are a hundred images.
 
-    Raises ValueError for classes the run does not know, a count or seed below the least, or a run that cannot be opened.
+    Raises ValueError for classes the run does not know, a count below 1, or a run that cannot be opened.
     """
     if count is not None and count < 1:
         raise ValueError(f"count is {count}; ask for at least 1 image.")

@@ -20,7 +20,11 @@ def test_lines_after_the_resumed_step_come_again(tmp_path):
     MetricsLog(path, 2, write=True).write({"step": 3, "loss": float("nan"), "scores": {"a": float("inf")}})
     MetricsLog(path, 0, write=False).write({"step": 9})
     lines, notes = read_log(path)
-    assert lines == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}, {"step": 3, "loss": None, "scores": {"a": None}}]
+    assert lines == [
+        {"step": 1, "loss": 1.0},
+        {"step": 2, "loss": 0.5},
+        {"step": 3, "loss": None, "scores": {"a": None}},
+    ]
     assert not notes and all(json.loads(line) for line in path.read_text().splitlines())
     assert read_log(tmp_path / "none.jsonl") == ([], [])
 

@@ -140,19 +140,19 @@ def _judge_source(
     with ranks.together():
         source = open_source(given.source)
         prompts = read_prompts(given.prompts, source) if given.prompts else None
-    real, battery, about = open_real(
-        reference, None, config, given.panel or None, given.weights, ranks, progress, device
+    against = open_real(
+        reference, None, config, given.panel or None, given.weights, ranks=ranks, device=device, progress=progress
     )
     result = evaluate_source(
         source,
-        real,
-        dict(battery.encoders.items()),
+        against.real,
+        dict(against.battery.encoders.items()),
         out,
         config=config,
-        image_shape=about["image_shape"],
-        reference={key: about[key] for key in ("name", "train", "val", "size")},
-        missing=about["missing"],
-        pictures=about["pictures"],
+        image_shape=against.image_shape,
+        reference=against.about,
+        missing=against.missing,
+        pictures=against.pictures,
         prompts=prompts if ranks.is_main else None,
         scorer=_scorer(given.weights, device) if prompts and ranks.is_main else None,
         device=device,
