@@ -88,7 +88,7 @@ def check(fields, classes, joint, train_rows, n, rollout, *, held_out_sets, time
 SETTINGS = {"marginal, balanced": ("balanced", False), "joint, nine to one": ("nine to one", True)}
 
 
-@pytest.mark.parametrize(("name", "setting"), zip(MMDS | OTHERS, list(SETTINGS) * 5, strict=False))
+@pytest.mark.parametrize(("name", "setting"), [*zip(MMDS | OTHERS, [*SETTINGS] * 5, strict=False)])
 def test_a_rollout_below_the_held_out_rows(name, setting):
     check((MMDS | OTHERS)[name], *SETTINGS[setting], 400, 200, 40, held_out_sets=16, times=160)
 
