@@ -64,6 +64,18 @@ def build_tiny(folder: Path, path: Path, config: ReferenceConfig = CONFIG, **opt
     return build_reference("tiny", tiny_dataset(folder), battery, path, config, **options)
 
 
+def content(path: Path) -> dict[str, bytes]:
+    """Every visible file."""
+    found = [file for file in path.rglob("*") if file.is_file() and not file.name.startswith(".")]
+    return {str(file.relative_to(path)): file.read_bytes() for file in found}
+
+
+def flip(path: Path, place: int = -9):
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory):
     """Folders train, val, fresh, and blurred: the fresh ones, degraded."""
