@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from irdm.controller import Controller, ControllerConfig
-from irdm.distances import NystromMMDConfig
-from irdm.gradcache import accumulate_gradients
+from irdm.distances import NystromMMD
+from irdm.gradcache import GradientCache
 from irdm.objective import Objective
 
 ROLLOUT, STEPS = 512, 400
@@ -24,27 +24,27 @@ def train() -> tuple[nn.Module, torch.Tensor]:
     generator = nn.Sequential(nn.Linear(8, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 2))
     encoders = {"points": nn.Identity(), "radius": Radius()}
 
-    config = NystromMMDConfig(landmarks=256, bandwidths=(0.25, 0.5, 1.0))
-    distances = {name: config.build().fit(encoder(train_points), seed=0) for name, encoder in encoders.items()}
+    distances = {
+        name: NystromMMD(landmarks=256, bandwidths=(0.25, 0.5, 1.0)).fit(encoder(train_points))
+        for name, encoder in encoders.items()
+    }
     floors = {name: distances[name](encoder(val_points[:ROLLOUT])).item() for name, encoder in encoders.items()}
     objective, controller = Objective(distances, floors), Controller(ControllerConfig(kind="uniform"), floors)
 
     optimizer = torch.optim.AdamW(generator.parameters())
-    outcomes = []
+    cache = GradientCache(encoders, micro_batch=128)
     for step in range(STEPS):
         noise = torch.randn(ROLLOUT, 8)
-
-        def gradients(features, step=step):
-            outcomes.append(objective(features, None, controller.weights, step))
-            return outcomes[-1].gradients
-
         optimizer.zero_grad()
         optimizer.param_groups[0]["lr"] = 3e-3 * (1 - step / STEPS)
-        accumulate_gradients(lambda rows, noise=noise: generator(noise[rows]), encoders, gradients, ROLLOUT, 128)
+
+        features = cache.forward(lambda rows, noise=noise: generator(noise[rows]), ROLLOUT)
+        loss = objective(features, None, controller.weights, step)
+        cache.backward(loss.gradients)
         optimizer.step()
-        controller.update(outcomes[-1].scores)
+        controller.update(loss.scores)
         if step % 100 == 99:  # each score beside that of real points it has not seen
-            print(f"step {step + 1}:", {name: f"{s / floors[name]:.1f}" for name, s in outcomes[-1].scores.items()})
+            print(f"step {step + 1}:", {name: f"{s / floors[name]:.1f}" for name, s in loss.scores.items()})
     return generator, val_points
 
 

@@ -17,6 +17,7 @@ from irdm.generators import Generator
 from irdm.ops.sampling import seed_for
 from irdm.presets import RunConfig
 from irdm.reference import OpenReference, Reference, fit_reference, open_reference
+from irdm.reference.fit import floor_is_known, floors_or_error
 
 
 def resolve_device(device: str) -> str:
@@ -89,6 +90,13 @@ def build_training(
     return fit_reference(config.distance, train, val, conditions, device=device, progress=progress, **options)
 
 
+def check_floors(config: RunConfig, held_out: int) -> None:
+    """Raises ValueError when the controller needs floors that so many held-out images cannot tell."""
+    gated = config.controller.kind == "lagrangian"
+    if gated and not floor_is_known(config.distance, rollout=config.rollout, held_out=held_out):
+        floors_or_error({"every encoder": None}, held_out=held_out, rollout=config.rollout)
+
+
 def open_run_reference(config: RunConfig, dataset: Dataset, device: str) -> OpenReference | None:
     """The reference that the run names. Raises ValueError when it is of images of another shape or other conditions."""
     if config.reference is None:
@@ -98,8 +106,8 @@ def open_run_reference(config: RunConfig, dataset: Dataset, device: str) -> Open
     if reference.image_shape != dataset.image_shape or reference.spec != spec:
         raise ValueError(
             f"The reference {config.reference} is of images {list(reference.image_shape)} with "
-            f"{_words(reference.spec)}, but {dataset.name} has {list(dataset.image_shape)} with {_words(spec)}, or they "
-            "have other names. Train on the images of the reference."
+            f"{_words(reference.spec)}, but {dataset.name} has {list(dataset.image_shape)} with {_words(spec)}, or the "
+            "classes have other names. Train on the images of the reference."
         )
     return reference
 

@@ -33,6 +33,7 @@ from irdm.evaluation import (
     write_result,
     write_samples,
 )
+from irdm.fields import UsageError, validate
 from irdm.files import locked, read_manifest, visible, write_manifest
 from irdm.generate import Drawn
 from irdm.generators import Generator
@@ -84,12 +85,11 @@ def read_config(path: Path) -> RunConfig:
     """The configuration of a run directory. Raises ValueError naming what is wrong in it."""
     try:
         body = read_manifest(path, "Restore it, or start a new run from a copy with `irdm train --config`.")
-        return RunConfig.model_validate(body)
+        return validate(RunConfig, body, strict=True)
     except FileNotFoundError:
         raise ValueError(f"{path} is not there: give a run directory made by `irdm train`.") from None
-    except ValidationError as error:
-        fields = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
-        raise ValueError(f"{path} is not a configuration of this irdm ({fields}). Start a new run.") from None
+    except UsageError as error:
+        raise ValueError(f"{path} is not a configuration of this irdm: {error}. Start a new run.") from None
 
 
 def record_of(

@@ -15,7 +15,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from irdm.build import build_battery, build_generator, build_training, open_run_reference, resolve_device
+from irdm.build import (
+    build_battery,
+    build_generator,
+    build_training,
+    check_floors,
+    open_run_reference,
+    resolve_device,
+)
 from irdm.checkpoint import load_latest, load_optimizer, optimizer_tensors, restore, save_checkpoint
 from irdm.conditions import draw
 from irdm.controller import Controller
@@ -73,6 +80,7 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> Result |
                 raise ValueError(f"The rollout is {config.rollout}, but there are {ranks.size} ranks: one image each.")
             dataset = config.data.build()
             conditions = dataset.train.conditions
+            check_floors(config, len(dataset.val))
             generator = build_generator(config, dataset.image_shape, conditions.spec).to(device)
             prebuilt = open_run_reference(config, dataset, device)
         with ranks.together():

@@ -1,11 +1,13 @@
 """The examples do what they say."""
 
-import json
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from irdm.compare import compare
+from irdm.evaluation import read_result
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -38,10 +40,9 @@ def test_the_custom_loop_is_short():
 
 
 def test_the_custom_encoder_is_scored(load, capsys):
-    result = load("custom_encoder").main()
-    scores = result["sw_ratio"]["per_encoder"]
-    assert set(scores) == {"supervised", "pca", "spectrum"}
-    assert scores["spectrum"]["held_out"] and scores["spectrum"]["value"] > 2, "an untrained generator is far from real"
+    score = load("custom_encoder").main()["sw_ratio"]
+    assert set(score.encoders) == {"supervised", "pca", "spectrum"}
+    assert score.encoders["spectrum"].value > 2, "an untrained generator is far from real"
     assert "spectrum" in capsys.readouterr().out
 
 
@@ -67,12 +68,14 @@ def test_fresh_photographs_are_told_from_faded_ones(load, monkeypatch, tmp_path,
     monkeypatch.setattr(photographs, "STEPS", 5)
     monkeypatch.setattr(photographs, "SIDE", 20)
     photographs.main(tmp_path)
-    found = {name: json.loads((tmp_path / f"judged-{name}" / "result.json").read_text()) for name in ("fresh", "faded")}
-    low, high = found["fresh"]["sw_ratio"]["ci95"]
+    found = {name: read_result(tmp_path / f"judged-{name}").scores for name in ("fresh", "faded")}
+    low, high = found["fresh"]["sw_ratio"].mean.ci95
     assert low < 1 < high, "few images, wide intervals"
     for name in ("coverage", "recall"):
-        assert found["fresh"][name]["mean"] == pytest.approx(found["fresh"][name]["real_control"], abs=0.05)
-        assert found["faded"][name]["mean"] < 0.8 * found["fresh"][name]["mean"]
-    compared = {line.split()[0]: line for line in capsys.readouterr().out.split("B - A")[-1].splitlines() if line}
-    assert all("A is better" in compared[name] for name in ("sw_ratio", "mmd_ratio", "recall", "coverage"))
+        fresh = found["fresh"][name].mean
+        assert fresh.value == pytest.approx(fresh.control, abs=0.05)
+        assert found["faded"][name].mean.value < 0.8 * fresh.value
+    compared = compare(*(read_result(tmp_path / f"judged-{name}") for name in ("fresh", "faded")))["metrics"]
+    assert all(compared[name]["mean"]["better"] == "a" for name in ("sw_ratio", "mmd_ratio", "recall", "coverage"))
+    assert "A is better" in capsys.readouterr().out
     assert len((EXAMPLES / "photographs.py").read_text().splitlines()) < 80

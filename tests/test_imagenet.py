@@ -1,7 +1,5 @@
 """The ImageNet recipe, small: photographs, a tiny pixel MeanFlow, tiny random panel encoders, every command in turn."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -10,14 +8,17 @@ from PIL import Image
 pytest.importorskip("timm")  # the panel: pip install '.[panel]'
 
 from sklearn.datasets import load_sample_images  # noqa: E402
+from spec import classes  # noqa: E402
 from tiny_panel import write_tiny  # noqa: E402
 
 import irdm.check  # noqa: E402, F401  (before a test shrinks the panel)
 from irdm.cli import main  # noqa: E402
 from irdm.data.images import Pictures  # noqa: E402
 from irdm.encoders import panel as panel_module  # noqa: E402
+from irdm.evaluation import read_result  # noqa: E402
 from irdm.generators import PixelMeanFlowConfig, save_weights  # noqa: E402
-from irdm.references import open_reference  # noqa: E402
+from irdm.reference import open_reference  # noqa: E402
+from irdm.run import read_config, read_record  # noqa: E402
 
 SIDE, NAMES = 32, ("mae", "siglip2", "dinov2")
 NETWORK = PixelMeanFlowConfig(width=32, depth=2, heads=2, head_depth=1, patch=8, bottleneck=16)
@@ -42,7 +43,7 @@ def recipe(photographs, tmp_path, monkeypatch):
     panel = {name: write_tiny(name, tmp_path / "encoders") for name in NAMES}
     monkeypatch.setattr(panel_module, "PANEL", panel_module.PANEL | panel)
     with torch.random.fork_rng():
-        save_weights(NETWORK.build((3, SIDE, SIDE), 2), tmp_path / "start.safetensors")
+        save_weights(NETWORK.build((3, SIDE, SIDE), classes(2)), tmp_path / "start.safetensors")
     fields = {f"generator.{name}": value for name, value in NETWORK.model_dump(exclude={"kind"}).items()}
     fields |= {"generator.weights": tmp_path / "start.safetensors", "generator.precision": "bfloat16"}
     fields |= {"data.train": photographs / "train", "data.val": photographs / "val", "data.size": SIDE}
@@ -80,18 +81,18 @@ def test_reference_check_train_eval_sample_and_report(recipe, photographs, monke
     # Training never holds the pictures: bounded rows alone are read.
     monkeypatch.setattr(Pictures, "images", property(lambda self: pytest.fail("all pictures were read")))
     assert main(["train", "imagenet", *options(fields), "--out", str(run)]) == 0
-    recorded = json.loads((run / "reference.json").read_text())
+    recorded = read_record(run)
     opened = open_reference(reference)
     assert recorded["floors"] == {name: opened.floors[name] for name in NAMES[:2]}
-    assert recorded["reference"]["address"] == opened.manifest["address"]
-    result = json.loads((run / "result.json").read_text())
-    assert set(result["sw_ratio"]["per_encoder"]) == set(NAMES) and result["steps"] == 2
+    assert recorded["reference"]["address"] == opened.address
+    result = read_result(run)
+    assert set(result.scores["sw_ratio"].encoders) == set(NAMES) and result.training["steps"] == 2
     assert (run / "report.html").stat().st_size < 5e6
 
     # The weights that training started from are not needed any more, and sampling needs no data.
     (folder / "start.safetensors").unlink()
     assert main(["eval", str(run)]) == 0
-    assert json.loads((run / "result.json").read_text())["sw_ratio"] == result["sw_ratio"]
+    assert read_result(run).scores == result.scores
     assert main(["train", "imagenet", *options(fields), "--out", str(run)]) == 0, "a finished run, resumed at its end"
     monkeypatch.setattr("irdm.data.images.open_source", lambda path: pytest.fail("the data was opened"))
     assert main(["sample", str(run), "--count", "7", "--format", "npz"]) == 0
@@ -102,16 +103,15 @@ def test_reference_check_train_eval_sample_and_report(recipe, photographs, monke
     out = folder / "evaluation"
     judge = ["eval", str(run), "--reference", str(reference), "--weights", str(folder / "encoders")]
     assert main([*judge, "--count", "64", "--out", str(out)]) == 0
-    assert json.loads((out / "result.json").read_text())["sw_ratio"]["name"] == "SW_r3"
+    assert read_result(out).scores["sw_ratio"].label == "SW_r3"
 
 
 def test_a_limit_is_a_whole_run_without_a_reference(recipe, capsys):
     folder, fields = recipe
-    assert main(["train", "imagenet", *options(fields), "--limit", "40", "--out", str(folder / "smoke")]) == 0
-    sizes = json.loads((folder / "smoke" / "reference.json").read_text())["sizes"]
-    assert sizes == {"train": 40, "val": 20, "test": 20}
-    config = json.loads((folder / "smoke" / "config.json").read_text())
-    assert (config["rollout"], config["steps"], config["preset"]) == (40, 2, "imagenet-limit-40")
+    assert main(["train", "imagenet", *options(fields), "--limit", "96", "--out", str(folder / "smoke")]) == 0
+    assert read_record(folder / "smoke")["sizes"] == {"train": 96, "val": 96}
+    config = read_config(folder / "smoke" / "config.json")
+    assert (config.rollout, config.steps, config.preset) == (48, 2, "imagenet-limit-96")
 
 
 def test_what_is_missing_comes_in_one_list(tmp_path, monkeypatch, capsys):

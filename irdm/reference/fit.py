@@ -119,6 +119,11 @@ def floor_of(
     return expected_at(distance, *picked(torch.arange(n)), held_out.strata, rollout) if linear else None
 
 
+def floor_is_known(config: AnyDistance, *, rollout: int, held_out: int) -> bool:
+    """Whether `floor_of` can tell the floor from so many held-out rows."""
+    return rollout <= held_out or isinstance(config.build(), MMD)
+
+
 def floors_or_error(floors: Mapping[str, float | None], *, held_out: int, rollout: int) -> dict[str, float]:
     """The floors, when all are known, as the gated controller needs them.
 

@@ -4,10 +4,11 @@ from itertools import pairwise
 
 import pytest
 import torch
+from spec import classes
 
+from irdm.conditions import Classes
 from irdm.data import DigitsConfig
-from irdm.data.base import Dataset, Split
-from irdm.evaluate import generate
+from irdm.data.base import Dataset, TensorSplit
 from irdm.experiments.flows import (
     LOSSES,
     TUNED,
@@ -22,6 +23,7 @@ from irdm.experiments.flows import (
     steps_within,
     train_flow,
 )
+from irdm.generate import Drawn
 
 SMALL = {"width": 32, "depth": 2, "steps": 3, "batch": 8}
 KINDS = sorted(TUNED)
@@ -97,7 +99,7 @@ def test_a_mean_velocity_is_its_own_target():
 
 def test_the_derivative_in_the_target_is_that_of_finite_differences():
     torch.manual_seed(1)
-    network = FlowNetwork(FlowConfig(kind="mean-flow", width=16, depth=3), (1, 1, 3), num_classes=4).double()
+    network = FlowNetwork(FlowConfig(kind="mean-flow", width=16, depth=3), (1, 1, 3), classes(4)).double()
     z, _ = points(32)
     v, labels = torch.randn_like(z), torch.arange(32) % 4
     t, r = times(32)
@@ -113,7 +115,7 @@ def test_the_derivative_in_the_target_is_that_of_finite_differences():
 
 
 def test_at_an_instant_the_target_is_the_velocity():
-    network = FlowNetwork(FlowConfig(kind="mean-flow", width=16, depth=2), (1, 1, 3), num_classes=1).double()
+    network = FlowNetwork(FlowConfig(kind="mean-flow", width=16, depth=2), (1, 1, 3), classes(1)).double()
     z, labels = points(8)
     t = torch.rand(8).double() + 0.1
     v = torch.randn_like(z)
@@ -145,8 +147,8 @@ def gaussian_images(count=4000):
     covariance = torch.tensor([[0.0225, -0.0108], [-0.0108, 0.0144]])
     pixels = torch.tensor([0.4, 0.55]) + torch.randn(count, 2) @ torch.linalg.cholesky(covariance).T
     pixels = pixels.clamp(0, 1)
-    part = Split(pixels.reshape(-1, 1, 1, 2), torch.zeros(count, dtype=torch.int64))
-    return Dataset("gaussian", part, part, part, 1, ("point",)), pixels.mean(0), torch.cov(pixels.T)
+    part = TensorSplit(pixels.reshape(-1, 1, 1, 2), Classes(torch.zeros(count, dtype=torch.int64), ("point",)))
+    return Dataset("gaussian", part, part), pixels.mean(0), torch.cov(pixels.T)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +163,7 @@ def test_training_learns_a_gaussian(kind, evaluations, off, settings):
     dataset, mean, covariance = gaussian_images()
     config = FlowConfig(kind=kind, width=64, depth=3, frequencies=3, ema_decay=0.99).model_copy(update=settings)
     sampler = FlowSampler(train_flow(config, dataset), evaluations)
-    images = generate(sampler, torch.zeros(4000, dtype=torch.int64), 0, 4000, "cpu").flatten(1)
+    images = Drawn(sampler, dataset.train.conditions, (1, 1, 2), 0).images.flatten(1)
     assert torch.allclose(images.mean(0), mean, atol=0.04)
     assert torch.allclose(torch.cov(images.T) / covariance, torch.ones(2, 2), atol=off)
 
@@ -171,15 +173,16 @@ def test_mean_flow_draws_the_digit_that_is_asked_for():
     config = FlowConfig(kind="mean-flow", width=128, lr=4e-3, steps=150, batch=128, ema_decay=0.95)
     sampler = FlowSampler(train_flow(config, data), 1)
     labels = torch.arange(500) % 10
-    images = generate(sampler, labels, 0, 500, "cpu").flatten(1)
-    centres = torch.stack([data.train.images[data.train.labels == c].mean(0).flatten() for c in range(10)])
+    images = Drawn(sampler, Classes(labels, data.train.conditions.names), (1, 8, 8), 0).images.flatten(1)
+    known = data.train.conditions.labels
+    centres = torch.stack([data.train.images[known == c].mean(0).flatten() for c in range(10)])
     assert (torch.cdist(images, centres).argmin(1) == labels).float().mean() > 0.85
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 7)])
 def test_the_sampler_keeps_the_generators_contract(kind, shape):
-    network = FlowNetwork(FlowConfig(kind=kind, width=16, depth=2), shape, num_classes=4)
+    network = FlowNetwork(FlowConfig(kind=kind, width=16, depth=2), shape, classes(4))
     sampler = FlowSampler(network, 3)
     noise, labels = torch.randn(9, *sampler.noise_shape), torch.arange(9) % 4
     images = sampler(noise, labels)
@@ -190,7 +193,7 @@ def test_the_sampler_keeps_the_generators_contract(kind, shape):
 
 
 def test_one_step_shows_the_predicted_image():
-    network = FlowNetwork(FlowConfig(width=16, depth=2), (1, 2, 2), num_classes=2)
+    network = FlowNetwork(FlowConfig(width=16, depth=2), (1, 2, 2), classes(2))
     noise, labels = torch.randn(5, 1, 2, 2), torch.zeros(5, dtype=torch.int64)
     drawn = FlowSampler(network, 1)(noise, labels)
     z = noise.flatten(1)
@@ -199,7 +202,7 @@ def test_one_step_shows_the_predicted_image():
 
 
 def test_no_steps_are_refused():
-    network = FlowNetwork(FlowConfig(width=8, depth=1), (1, 2, 2), num_classes=2)
+    network = FlowNetwork(FlowConfig(width=8, depth=1), (1, 2, 2), classes(2))
     with pytest.raises(ValueError, match="in 0 steps, expected at least 1"):
         FlowSampler(network, 0)(torch.randn(1, 1, 2, 2), torch.zeros(1, dtype=torch.int64))
 
