@@ -1,11 +1,11 @@
-.PHONY: install test lint format types bench ci
+.PHONY: install test lint format types docs bench ci
 
 PYTHON ?= python3
 BIN := .venv/bin
 
 install:  ## a virtual environment with the pinned versions
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -c constraints.txt -e '.[test,dev]'
+	$(BIN)/pip install -c constraints.txt -e '.[test,dev,docs]'
 
 test:
 	$(BIN)/pytest
@@ -20,6 +20,9 @@ format:
 
 types:
 	$(BIN)/pyright
+
+docs:  ## the site, in build/site; `.venv/bin/mkdocs serve` shows it while it is written
+	$(BIN)/mkdocs build --strict --site-dir build/site
 
 bench:
 	$(BIN)/python benchmarks/mmd.py
