@@ -36,11 +36,19 @@ def cache_dir() -> Path:
     return Path(os.environ.get("IRDM_CACHE") or Path.home() / ".cache" / "irdm")
 
 
-def build_generator(config: RunConfig, image_shape: Shape, spec: ClassSpec | NoSpec) -> Generator:
-    """The network before training; the same weights for the same seed, wherever it is called."""
+def build_generator(
+    config: RunConfig, image_shape: Shape, spec: ClassSpec | NoSpec, *, restored: bool = False
+) -> Generator:
+    """The network before training; the same weights for the same seed, wherever it is called.
+
+    One whose trained parameters are `restored` next does not need the file that training started from.
+    """
+    generator = config.generator
+    if restored and "weights" in type(generator).model_fields:
+        generator = generator.model_copy(update={"weights": None, "weights_sha256": None})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for("init", config.seed))
-        return config.generator.build(image_shape, spec)
+        return generator.build(image_shape, spec)
 
 
 def build_battery(

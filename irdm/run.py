@@ -205,7 +205,7 @@ def load_run(run: Path, device: str | None = None) -> LoadedRun:
         print(f"warning: {problem} Using the one before, of step {checkpoint.step}.")
     record = read_record(run)
     spec, shape = SPECS.validate_python(record["spec"]), tuple(record["image_shape"])
-    generator = build_generator(config, shape, spec)
+    generator = build_generator(config, shape, spec, restored=True)
     restore(generator.trained(), checkpoint.tensors["ema"], run)
     generator = generator.to(device).eval().requires_grad_(False)
     return LoadedRun(
@@ -368,6 +368,8 @@ def open_real(
     ranks = ranks or Ranks()
     if reference is not None and (reference / CONFIG).exists():
         own, reference = load_run(reference, device), None
+    if own is not None:
+        weights = weights or getattr(own.config.battery, "weights", None)
     if own is not None and reference is None:
         device, reference = own.device, own.config.reference
         if reference is None:
@@ -403,7 +405,6 @@ def _own_data(
     dataset, device = own.dataset, own.device
     battery = ranks.main_first(lambda: build_battery(own.config, dataset, None, device, progress))
     battery, missing = battery.only(names)
-    weights = weights or getattr(own.config.battery, "weights", None)
     real = real_of(dataset, battery, config, device=device, weights=weights, ranks=ranks, progress=progress)
     counts, name = (len(dataset.train), len(dataset.val)), f"the data of {own.path.resolve().name}"
     return Against(real, battery, name, counts, dataset.image_shape, missing, dataset.val, dataset.train)

@@ -81,7 +81,8 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> Result |
             dataset = config.data.build()
             conditions = dataset.train.conditions
             check_floors(config, len(dataset.val))
-            generator = build_generator(config, dataset.image_shape, conditions.spec).to(device)
+            begun = any((out / "checkpoints").glob("step-*"))
+            generator = build_generator(config, dataset.image_shape, conditions.spec, restored=begun).to(device)
             prebuilt = open_run_reference(config, dataset, device)
         with ranks.together():
             if ranks.is_main:
