@@ -20,8 +20,8 @@ import torch
 from irdm.build import build_battery, build_generator
 from irdm.conditions import draw
 from irdm.gradcache import GradientCache
-from irdm.memory import keep_freed_memory
 from irdm.presets import digits
+from irdm.process import keep_freed_memory
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 ROLLOUT, MICRO_BATCH = 1024, 256

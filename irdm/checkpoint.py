@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,20 @@ from torch import Tensor
 from irdm.files import MANIFEST, misfits, read_sealed, read_tensors, sealed_folder, write_tensors
 
 UNUSABLE = "This checkpoint is not usable."
+
+
+@dataclass
+class Progress:
+    """How far a run is, and what it took: part of every checkpoint."""
+
+    step: int = 0
+    skipped: int = 0
+    in_a_row: int = 0
+    train_seconds: float = 0.0
+    core_seconds: float = 0.0
+    checks: list[dict] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Of what went before the first step."""
 
 
 @dataclass(frozen=True)

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import ast
 import importlib
 import io
 import os
-import re
 import shlex
 import sys
-import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
 from irdm import __version__
-from irdm.fields import UsageError, nearest, plain
+from irdm.errors import explained, fail, rank
+from irdm.fields import UsageError, nearest
 from irdm.overrides import parse, split_options
 
 if TYPE_CHECKING:
@@ -47,10 +42,6 @@ Presets:
 `irdm COMMAND --help` explains a command; `irdm train PRESET --help` lists every field of the preset.
 Exit codes: 0 done, 1 failed, 2 typed wrongly, 130 interrupted. IRDM_TRACEBACK=1 shows where a failure came from."""
 
-GRACE = 3.0  # seconds for the rank that failed first to say why; torchrun then ends the others
-MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "storage size calculation overflowed")
-PEERS = ("connection closed by peer", "connection reset by peer", "nccl", "gloo", "broken pipe", "recvvalue failed")
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 failed, 2 typed wrongly, 130 interrupted.
@@ -64,43 +55,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(argv)
     except UsageError as error:
-        return _fail(error, 2, wait=_rank() > 0)
+        return fail(error, 2, wait=rank() > 0)
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        return 130 if _rank() else _fail("interrupted", 130)
+        return 130 if rank() else fail("interrupted", 130)
     except Exception as error:
         message = explained(error)
         if message is None or os.environ.get("IRDM_TRACEBACK"):
             raise
-        return _fail(message, 1, wait=_rank() > 0 or message.lower().startswith("another rank"))
-
-
-def explained(error: Exception) -> str | None:
-    """What to tell a user of an error; None for a bug."""
-    name, text = type(error).__name__, str(error)
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _says(text, MEMORY)):
-        asked = re.search(r"allocate ([\d.]+ ?[A-Za-z]+)", text)
-        return (
-            f"out of memory{f' (asked for {asked[1]})' if asked else ''}: lower --micro-batch, or ask for a smaller "
-            "network or fewer images"
-        )
-    if isinstance(error, RecursionError):
-        return "a file is nested too deeply to be read"
-    if name.startswith("Dist") or (isinstance(error, RuntimeError) and _says(text, PEERS)):
-        return "another rank failed or was killed; its own message says why"
-    if name == "BrokenProcessPool":
-        return "a worker was killed, perhaps for want of memory; lower --workers and repeat the command"
-    if isinstance(error, ValidationError):
-        return plain(error)
-    if isinstance(error, UnicodeError):
-        return f"a name or a text is not UTF-8 ({error})"
-    return text or name if isinstance(error, ValueError | OSError | FloatingPointError) else None
+        return fail(message, 1, wait=rank() > 0 or message.lower().startswith("another rank"))
 
 
 def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
+        from irdm.commands.help import preset_list
+
         lines = [f"  irdm {f'{name} {words}':34} {says}" for name, (words, says) in COMMANDS.items()]
         print(USAGE.format(version=__version__, commands="\n".join(lines), presets=preset_list()))
         return 0
@@ -134,32 +105,6 @@ def _help(name: str, command: Command, words: list[str], options: dict[str, list
 
     more = command.more(words, options)
     return explain(name, command.options) + (f"\n\n{more}" if more else "")
-
-
-def preset_list() -> str:
-    """Each preset with the first line of its docstring, read from the source: importing it would import torch."""
-    tree = ast.parse(Path(__file__).with_name("presets.py").read_text())
-    lines = {f.name: (ast.get_docstring(f) or "").split("\n")[0] for f in tree.body if isinstance(f, ast.FunctionDef)}
-    table = next(s.value for s in tree.body if isinstance(s, ast.AnnAssign) and ast.unparse(s.target) == "PRESETS")
-    assert isinstance(table, ast.Dict)
-    presets = ast.unparse(table).strip("{}").replace("'", "").split(", ")
-    return "\n".join(f"  {name:14} {lines[function]}" for name, function in (p.split(": ") for p in presets))
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
-
-
-def _says(text: str, phrases: Sequence[str]) -> bool:
-    return any(phrase in text.lower() for phrase in phrases)
-
-
-def _fail(message: object, code: int, wait: bool = False) -> int:
-    """Print the one line. Under torchrun every rank may fail of the same thing: those after the first give it time."""
-    if wait:
-        time.sleep(GRACE)
-    print(f"irdm: error: {message}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from irdm.memory import GraphMeter, free_memory
+from irdm.ops.sampling import RandomState
 
 Generate = Callable[[slice], Tensor]
 SHARE = 0.5  # of the memory that is free after the first micro-batch, when no budget is given
@@ -111,31 +112,3 @@ class GradientCache:
                 for name, gradient in gradients.items():  # one encoder's graph at a time
                     self.encoders[name](leaf).backward(gradient[chunk.rows])
             images.backward(leaf.grad)
-
-
-class RandomState:
-    """The state of torch's global generators (CPU and the current CUDA device) when it was made."""
-
-    def __init__(self) -> None:
-        self.devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-        self.cpu = torch.get_rng_state()
-        self.cuda = [torch.cuda.get_rng_state(device) for device in self.devices]
-
-    def replayed(self) -> _Replay:
-        """A context in which draws repeat what followed this state; the outer stream goes on untouched afterwards."""
-        return _Replay(self)
-
-
-class _Replay:
-    def __init__(self, state: RandomState):
-        self.state = state
-
-    def __enter__(self) -> None:
-        self.fork = torch.random.fork_rng(devices=self.state.devices)
-        self.fork.__enter__()
-        torch.set_rng_state(self.state.cpu)
-        for device, state in zip(self.state.devices, self.state.cuda, strict=True):
-            torch.cuda.set_rng_state(state, device)
-
-    def __exit__(self, *error) -> None:
-        self.fork.__exit__(*error)

@@ -49,6 +49,19 @@ def read_log(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     return lines, notes
 
 
+def progress_line(line: Mapping[str, Any], floors: Mapping[str, float | None], steps: int, left: float) -> str:
+    """What the terminal shows of a line: the scores over their floors, the speed and the seconds left, a check."""
+    done, known = line["step"], {name: floor for name, floor in floors.items() if floor}
+    text = f"step {done}/{steps}"
+    if known:
+        text += f"  score/floor {sum(line['scores'][name] / floor for name, floor in known.items()) / len(known):.2f}"
+    text += f"  {line['images_per_second']:,.0f} images/s  {left:.0f} s left"
+    if check := line.get("check"):
+        text += "  SW ratio " + ", ".join(f"{k.replace('_', '-')} {check[k]:.2f}" for k in check if k != "alarm")
+        text += "  ALARM: held-in falls while held-out rises" if check["alarm"] else ""
+    return text
+
+
 def _text(line: Mapping[str, Any]) -> str:
     return json.dumps({**line, "crc": _checksum(line)})
 

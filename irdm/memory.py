@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import platform
 import re
-import sys
 from pathlib import Path
 
 import torch
@@ -43,14 +40,6 @@ def _cgroup(name: str) -> int | None:
         return int((CGROUP / name).read_text())
     except (OSError, ValueError):
         return None  # there is no such limit
-
-
-def keep_freed_memory() -> None:
-    """Ask glibc to keep large freed buffers: it would return each to the kernel, and every step pay its page faults."""
-    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 class GraphMeter(torch.autograd.graph.saved_tensors_hooks):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from irdm.generators import PMF_FAMILIES, AnyGenerator, MLPConfig
 from irdm.metrics import EvaluationConfig
 
 SMOKE_IMAGES = 96
+LR_ROLLOUT = 5120  # the rollout at which `lr` is quoted; the rate scales with the square root
 
 
 class RunConfig(Config):
@@ -94,6 +96,14 @@ class RunConfig(Config):
                 "to the rollout or below (or leave it unset), or raise rollout."
             )
         return self
+
+    def learning_rate(self, step: int) -> float:
+        """lr * sqrt(rollout / 5120), after a linear warm-up along a cosine to final_lr times that; steps from 0."""
+        peak = self.lr * math.sqrt(self.rollout / LR_ROLLOUT)
+        if step < self.warmup:
+            return peak * (step + 1) / self.warmup
+        part = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return peak * (self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * part)))
 
 
 def digits() -> RunConfig:

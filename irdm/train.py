@@ -6,10 +6,9 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
-from itertools import pairwise
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -23,38 +22,22 @@ from irdm.build import (
     open_run_reference,
     resolve_device,
 )
-from irdm.checkpoint import load_latest, load_optimizer, optimizer_tensors, restore, save_checkpoint
+from irdm.checkpoint import Progress, load_latest, load_optimizer, optimizer_tensors, restore, save_checkpoint
 from irdm.conditions import draw
 from irdm.controller import Controller
 from irdm.distributed import Ranks
 from irdm.ema import EMA
-from irdm.evaluation import QuickCheck, Result
+from irdm.evaluation import QuickCheck, Result, check_held_out
 from irdm.files import locked
 from irdm.generate import sample_grid
 from irdm.gradcache import GradientCache
 from irdm.images import save_png
-from irdm.log import MetricsLog
-from irdm.memory import keep_freed_memory
+from irdm.log import MetricsLog, progress_line
 from irdm.objective import Objective
 from irdm.ops.sampling import normal_rows, seed_for
 from irdm.presets import RunConfig
+from irdm.process import interruptible, keep_freed_memory
 from irdm.run import check_record, claim_run, evaluate_run, record_of, write_record
-
-LR_ROLLOUT = 5120  # the rollout at which `lr` is quoted; the rate scales with the square root
-
-
-@dataclass
-class Progress:
-    """How far a run is, and what it took: part of every checkpoint."""
-
-    step: int = 0
-    skipped: int = 0
-    in_a_row: int = 0
-    train_seconds: float = 0.0
-    core_seconds: float = 0.0
-    checks: list[dict] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-    """Of what went before the first step."""
 
 
 def train(config: RunConfig, out: Path, command: str = "irdm train") -> Result | None:
@@ -174,7 +157,7 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> Result |
                 grad_norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm).item()
 
                 # A step that is not finite moves nothing: not the weights, not their average, not the controller.
-                lr, weights = learning_rate(config, step), dict(controller.weights)
+                lr, weights = config.learning_rate(step), dict(controller.weights)
                 skip = ranks.any(not (math.isfinite(loss.value) and math.isfinite(grad_norm)))
                 if skip:
                     progress.skipped, progress.in_a_row = progress.skipped + 1, progress.in_a_row + 1
@@ -206,10 +189,12 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> Result |
                 if looking or skip or done % config.log_every == 0:
                     rate = (done - resumed_at) * config.rollout / (time.monotonic() - resumed_clock)
                     spent = {"seconds": progress.train_seconds, "core_seconds": progress.core_seconds}
-                    log.write(line | {"images_per_second": rate, **spent})
+                    line |= {"images_per_second": rate, **spent}
+                    log.write(line)
                     if looking or time.monotonic() - last_line > 5:
                         last_line = time.monotonic()
-                        say(_progress_line(config, line, reference.floors, rate))
+                        left = (config.steps - done) * config.rollout / rate
+                        say(progress_line(line, reference.floors, config.steps, left))
                 if progress.in_a_row == config.max_skipped:
                     raise FloatingPointError(
                         f"{config.max_skipped} steps in a row were not finite, the last at step {done}; the newest "
@@ -238,53 +223,3 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> Result |
         return evaluate_run(
             out, is_locked=True, ranks=ranks, training=training, seconds=seconds, command=command, progress=say
         )
-
-
-def learning_rate(config: RunConfig, step: int) -> float:
-    """lr * sqrt(rollout / 5120), after a linear warm-up along a cosine to final_lr times that. `step` is from 0."""
-    peak = config.lr * math.sqrt(config.rollout / LR_ROLLOUT)
-    if step < config.warmup:
-        return peak * (step + 1) / config.warmup
-    part = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return peak * (config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * part)))
-
-
-def check_held_out(ratios: dict[str, float], history: list[dict]) -> dict:
-    """Append a quick check to the history. The alarm says that held-in fell while held-out rose, twice in a row."""
-    entry = {**ratios, "alarm": False}
-    recent = [*history[-2:], entry]
-    if len(recent) == 3 and all("held_in" in e and "held_out" in e for e in recent):
-        steps = pairwise(recent)
-        entry["alarm"] = all(b["held_in"] < a["held_in"] and b["held_out"] > a["held_out"] for a, b in steps)
-    history.append(entry)
-    return entry
-
-
-@contextmanager
-def interruptible() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM in a list instead of stopping at once; a second Ctrl-C stops at once."""
-    received: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
-def _progress_line(config: RunConfig, line: dict, floors: dict[str, float | None], rate: float) -> str:
-    done, known = line["step"], {name: floor for name, floor in floors.items() if floor}
-    text = f"step {done}/{config.steps}"
-    if known:
-        text += f"  score/floor {sum(line['scores'][name] / floor for name, floor in known.items()) / len(known):.2f}"
-    text += f"  {rate:,.0f} images/s  {(config.steps - done) * config.rollout / rate:.0f} s left"
-    if check := line.get("check"):
-        text += "  SW ratio " + ", ".join(f"{k.replace('_', '-')} {check[k]:.2f}" for k in check if k != "alarm")
-        text += "  ALARM: held-in falls while held-out rises" if check["alarm"] else ""
-    return text

@@ -17,7 +17,8 @@ import irdm.run
 import irdm.sample
 import irdm.train
 from irdm import cli
-from irdm.cli import COMMANDS, explained, main
+from irdm.cli import COMMANDS, main
+from irdm.errors import explained
 from irdm.fields import UsageError
 from irdm.presets import PRESETS
 

@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file
 
 from irdm.distributed import Ranks
-from irdm.evaluation import read_result
+from irdm.evaluation import check_held_out, read_result
 from irdm.log import read_log
 from irdm.presets import PRESETS
 from irdm.run import read_config
-from irdm.train import check_held_out, learning_rate, train
+from irdm.train import train
 
 IRDM = [sys.executable, "-m", "irdm.cli"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "irdm.cli"]
@@ -362,12 +362,18 @@ def test_an_unwritable_place_is_named(irdm, tmp_path):
 
 
 def test_learning_rate_follows_the_square_root_of_the_rollout():
-    config = PRESETS["digits"]().model_copy(update={"lr": 1.6e-6, "warmup": 0, "final_lr": 1.0})
-    assert learning_rate(config.model_copy(update={"rollout": 5120}), 7) == pytest.approx(1.6e-6)
-    assert learning_rate(config.model_copy(update={"rollout": 1280}), 7) == pytest.approx(0.8e-6)
-    cosine = config.model_copy(update={"rollout": 5120, "steps": 100, "warmup": 10, "final_lr": 0.1})
-    assert learning_rate(cosine, 0) == pytest.approx(0.16e-6)
-    assert learning_rate(cosine, 55) == pytest.approx(1.6e-6 * 0.55)
+    def rate(step, **fields):
+        return (
+            PRESETS["digits"]()
+            .model_copy(update={"lr": 1.6e-6, "warmup": 0, "final_lr": 1.0, **fields})
+            .learning_rate(step)
+        )
+
+    assert rate(7, rollout=5120) == pytest.approx(1.6e-6)
+    assert rate(7, rollout=1280) == pytest.approx(0.8e-6)
+    cosine = {"rollout": 5120, "steps": 100, "warmup": 10, "final_lr": 0.1}
+    assert rate(0, **cosine) == pytest.approx(0.16e-6)
+    assert rate(55, **cosine) == pytest.approx(1.6e-6 * 0.55)
 
 
 def test_the_alarm_needs_held_in_falling_while_held_out_rises_twice():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import textwrap
 from collections.abc import Mapping
 from inspect import cleandoc
+from pathlib import Path
 from typing import Any, get_origin
 
 from pydantic import BaseModel
@@ -79,3 +81,13 @@ def _siblings(model: type[BaseModel], data: Any, path: str) -> list[str]:
         kinds = kinds_of(chosen(kinds, data).model_fields[name].annotation)
         data = data[name]
     return list(kinds) if leaf == "kind" and len(kinds) > 1 else []
+
+
+def preset_list() -> str:
+    """Each preset with the first line of its docstring, read from the source: importing it would import torch."""
+    tree = ast.parse(Path(__file__).parents[1].joinpath("presets.py").read_text())
+    lines = {f.name: (ast.get_docstring(f) or "").split("\n")[0] for f in tree.body if isinstance(f, ast.FunctionDef)}
+    table = next(s.value for s in tree.body if isinstance(s, ast.AnnAssign) and ast.unparse(s.target) == "PRESETS")
+    assert isinstance(table, ast.Dict)
+    presets = ast.unparse(table).strip("{}").replace("'", "").split(", ")
+    return "\n".join(f"  {name:14} {lines[function]}" for name, function in (p.split(": ") for p in presets))

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from irdm.ops.kernels import median_distance
+from irdm.ops.embedding import median_distance
 from irdm.ops.rows import Rows, row_blocks
 
 

@@ -4,7 +4,7 @@ It shares no loss with training and imports nothing of it (docs/design.md).
 """
 
 from irdm.evaluation.embedding import embed, real_of
-from irdm.evaluation.judging import QuickCheck, evaluate, judge
+from irdm.evaluation.judging import QuickCheck, check_held_out, evaluate, judge
 from irdm.evaluation.pictures import gallery, write_samples
 from irdm.evaluation.result import Result, evaluate_tables, read_result, write_result
 from irdm.evaluation.source import evaluate_source
@@ -17,6 +17,7 @@ __all__ = [
     "Real",
     "Result",
     "Table",
+    "check_held_out",
     "embed",
     "evaluate",
     "evaluate_source",

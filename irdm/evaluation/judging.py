@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -125,3 +126,14 @@ class QuickCheck:
 
     def _distances(self, table: Table) -> dict[str, float]:
         return {name: target.distance(table.features[name][0 : len(table)]) for name, target in self._targets.items()}
+
+
+def check_held_out(ratios: dict[str, float], history: list[dict]) -> dict:
+    """Append a quick check to the history. The alarm says that held-in fell while held-out rose, twice in a row."""
+    entry = {**ratios, "alarm": False}
+    recent = [*history[-2:], entry]
+    if len(recent) == 3 and all("held_in" in e and "held_out" in e for e in recent):
+        steps = pairwise(recent)
+        entry["alarm"] = all(b["held_in"] < a["held_in"] and b["held_out"] > a["held_out"] for a, b in steps)
+    history.append(entry)
+    return entry

@@ -32,9 +32,8 @@ from irdm.experiments.base import Claim, Numbers, Study, Table, TrainCell
 from irdm.experiments.draw import BLUE, grid
 from irdm.generators import ReLUMLPConfig
 from irdm.ops.sampling import normal_rows
-from irdm.presets import RunConfig
+from irdm.presets import LR_ROLLOUT, RunConfig
 from irdm.run import load_run
-from irdm.train import LR_ROLLOUT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -17,7 +17,7 @@ from irdm.metrics.base import EvaluationConfig, Pools
 from irdm.metrics.ratio import ratio
 from irdm.metrics.score import Score
 from irdm.metrics.tables import Real, Table
-from irdm.ops.kernels import median_distance
+from irdm.ops.embedding import median_distance
 from irdm.ops.sampling import generator_for, sample_indices
 
 COARSE = 512  # random features that measure the spread over rows; the score itself uses all

@@ -6,8 +6,6 @@ at several bandwidths it is their mean, k = (1/b) sum_b k_b.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -25,29 +23,6 @@ def squared_distances(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float
 def _squared_norms(x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
     """|x_i|^2 without a temporary of the size of x."""
     return torch.linalg.vector_norm(x, dim=1).square_()
-
-
-def median_distance(x: Float[Tensor, "n d"], block: int = 1024) -> float:
-    """Square root of the (lower) median of |x_i - x_j|^2 over pairs i < j; the bandwidth sigma before any scale.
-
-    Holds the n(n-1)/2 distances: 200 MB for ten thousand rows of float32.
-
-    Raises:
-        ValueError: for fewer than two rows.
-    """
-    n = len(x)
-    if n < 2:
-        raise ValueError(f"Got {n} rows, expected at least 2: a bandwidth is a median distance between two rows.")
-    pairs = x.new_empty(n * (n - 1) // 2)
-    filled = 0
-    for start in range(0, n, block):
-        rows = x[start : start + block]
-        above = torch.ones(len(rows), n - start, dtype=torch.bool, device=x.device).triu_(diagonal=1)
-        values = squared_distances(rows, x[start:])[above]
-        pairs[filled : filled + len(values)] = values
-        filled += len(values)
-    assert filled == len(pairs)
-    return math.sqrt(pairs.median().item())
 
 
 def mean_kernel(

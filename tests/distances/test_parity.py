@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from irdm.distances import Drifting, ExactMMD, Frechet, NystromMMD, SlicedWasserstein
 from irdm.distances.drifting import drifting_loss
 from irdm.distances.inputs import join
-from irdm.ops.embedding import fourier_features, kernel_means, nystrom_coefficients
+from irdm.ops.embedding import fourier_features, kernel_means, median_distance, nystrom_coefficients
 from irdm.ops.gaussian import frechet_distance, moments, symmetric_root
-from irdm.ops.kernels import mean_kernel, median_distance, squared_mmd
+from irdm.ops.kernels import mean_kernel, squared_mmd
 from irdm.ops.radial import Gaussian
 from irdm.ops.sampling import generator_for
 from irdm.ops.sliced import sliced_wasserstein2, sliced_wasserstein2_squared, unit_directions

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from irdm.ops.embedding import fourier_features, kernel_means, nystrom_coefficients
-from irdm.ops.kernels import mean_kernel, median_distance, squared_mmd
+from irdm.ops.embedding import fourier_features, kernel_means, median_distance, nystrom_coefficients
+from irdm.ops.kernels import mean_kernel, squared_mmd
 from irdm.ops.radial import Energy, Gaussian, InverseMultiquadric, Laplace
 from irdm.ops.sampling import generator_for
 
