@@ -335,11 +335,3 @@ def test_check_imports_what_it_reports(
 
 def test_usage_errors_are_their_own():
     assert not issubclass(UsageError, ValueError), "a command's own ValueError is no wrong typing"
-
-
-def test_the_readme_has_the_two_commands_and_every_file():
-    readme = (ROOT / "README.md").read_text()
-    assert "pip install -c constraints.txt . && irdm train digits" in readme
-    assert "pip install -c constraints.txt '.[test]' && pytest" in readme
-    listed = [f"irdm/{path.name}" for path in (ROOT / "irdm").glob("*.py") if path.name != "__init__.py"]
-    assert not [name for name in listed if Path(name).name not in readme]

@@ -46,23 +46,6 @@ def test_the_custom_encoder_is_scored(load, capsys):
     assert "spectrum" in capsys.readouterr().out
 
 
-def test_the_distance_of_the_extending_page_works():
-    """The page's code, fitted and saved: |mean g - mean r|^2 with its gradient 2 (mean g - mean r) / n."""
-    page = (EXAMPLES.parent / "docs" / "extending.md").read_text()
-    names: dict = {}
-    exec(page.split("```python\n")[1].split("```")[0], names)
-    real, fake = torch.randn(50, 3) + 5, (torch.randn(20, 3) + 6).requires_grad_()
-    distance = names["MeanGapConfig"]().build()
-    value = distance.fit(real, seed=0)(fake)
-    gap = fake.detach().mean(0) - real.mean(0)
-    torch.testing.assert_close(value.detach(), gap.square().sum())
-    (gradient,) = torch.autograd.grad(value, fake)
-    torch.testing.assert_close(gradient, (2 * gap / 20).expand(20, 3))
-    loaded = names["MeanGapConfig"]().build()
-    loaded.load_state_dict(distance.state_dict())
-    torch.testing.assert_close(loaded(fake.detach()), value.detach())
-
-
 def test_fresh_photographs_are_told_from_faded_ones(load, monkeypatch, tmp_path, capsys):
     photographs = load("photographs")
     monkeypatch.setattr(photographs, "STEPS", 5)
