@@ -77,7 +77,7 @@ def test_the_imagenet_preset_holds_the_published_values():
     config = PRESETS["imagenet"]()
     assert (config.rollout, config.steps, config.lr, config.final_lr, config.warmup) == (5120, 4000, 1.6e-6, 1, 0)
     assert (config.beta1, config.beta2, config.weight_decay, config.clip_norm) == (0.9, 0.95, 0, 1280)
-    assert config.learning_rate(3999) == learning_rate(config, 0) == 1.6e-6
+    assert config.learning_rate(3999) == config.learning_rate(0) == 1.6e-6
     distance = config.distance
     assert isinstance(distance, NystromMMDConfig)
     assert (distance.landmarks, distance.scale, distance.bandwidths) == (4096, 1.0, (1.0,))
