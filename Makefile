@@ -22,7 +22,7 @@ types:
 	$(BIN)/pyright
 
 docs:  ## the site, in build/site; `.venv/bin/mkdocs serve` shows it while it is written
-	$(BIN)/mkdocs build --strict --site-dir build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
 
 bench:
 	$(BIN)/python benchmarks/mmd.py
