@@ -11,13 +11,14 @@ import torch
 from irdm.conditions import ClassSpec, NoSpec
 from irdm.data import Dataset
 from irdm.data.base import Shape
+from irdm.distributed import Ranks
 from irdm.encoders import Battery
 from irdm.evaluation import embed
 from irdm.generators import Generator
 from irdm.ops.sampling import seed_for
 from irdm.presets import RunConfig
 from irdm.reference import OpenReference, Reference, fit_reference, open_reference
-from irdm.reference.fit import floor_is_known, floors_or_error
+from irdm.reference.fit import MIN_FLOOR_ROWS, floor_is_known, floors_or_error
 
 
 def resolve_device(device: str) -> str:
@@ -82,6 +83,7 @@ def build_training(
     battery: Battery,
     reference: OpenReference | None,
     device: str,
+    ranks: Ranks,
     progress: Callable[[str], None],
 ) -> Reference:
     """The distances and floors of the encoders that train: fitted in memory, or those of the run's reference."""
@@ -90,7 +92,7 @@ def build_training(
         return reference.training(battery.held_in, config.distance, **options)
     encoders = {name: battery.encoders[name] for name in battery.held_in}
     sides = [
-        embed(split, encoders, micro_batch=config.micro_batch or config.rollout, device=device)
+        embed(split, encoders, micro_batch=config.micro_batch or config.rollout, device=device, ranks=ranks)
         for split in (dataset.train, dataset.val)
     ]
     conditions = (dataset.train.conditions, dataset.val.conditions)
@@ -100,6 +102,11 @@ def build_training(
 
 def check_floors(config: RunConfig, held_out: int) -> None:
     """Raises ValueError when the controller needs floors that so many held-out images cannot tell."""
+    if held_out < MIN_FLOOR_ROWS:
+        raise ValueError(
+            f"Only {held_out} images are held out; what real images score cannot be told from fewer than "
+            f"{MIN_FLOOR_ROWS}. Give more images, or raise --data.val-fraction."
+        )
     gated = config.controller.kind == "lagrangian"
     if gated and not floor_is_known(config.distance, rollout=config.rollout, held_out=held_out):
         floors_or_error({"every encoder": None}, held_out=held_out, rollout=config.rollout)

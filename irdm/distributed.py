@@ -31,10 +31,9 @@ class Ranks:
     Every collective raises PeerLost when a peer is gone.
     """
 
-    def __init__(self, device: str = "cpu") -> None:
-        self.device = device
-        active = dist.is_available() and dist.is_initialized()
-        self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if active else (0, 1)
+    def __init__(self, rank: int = 0, size: int = 1, device: str = "cpu") -> None:
+        """Alone, unless told otherwise; `start` asks torchrun."""
+        self.rank, self.size, self.device = rank, size, device
 
     @classmethod
     def start(cls, device: str) -> Ranks:
@@ -43,7 +42,8 @@ class Ranks:
             backend = "nccl" if device.startswith("cuda") else "gloo"
             dist.init_process_group(backend, timeout=PATIENCE)
             atexit.register(dist.destroy_process_group)  # gloo's threads abort a process that exits with them
-        return cls(device)
+        active = dist.is_available() and dist.is_initialized()
+        return cls(dist.get_rank(), dist.get_world_size(), device) if active else cls(device=device)
 
     @property
     def is_main(self) -> bool:

@@ -17,7 +17,7 @@ from irdm.encoders import AnyBattery, LocalBatteryConfig, PanelBatteryConfig
 from irdm.generators import PMF_FAMILIES, AnyGenerator, MLPConfig
 from irdm.metrics import EvaluationConfig
 
-SMOKE_IMAGES = 96
+SMOKE_IMAGES = 120
 LR_ROLLOUT = 5120  # the rollout at which `lr` is quoted; the rate scales with the square root
 
 
@@ -185,7 +185,7 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
 def limited(config: RunConfig, images: int) -> RunConfig:
     """The same run cut down to see every part of it work: some images, a rollout of as many, two steps of everything.
 
-    Raises ValueError for fewer than 96 images, of which a third is held out.
+    Raises ValueError for fewer than 120 images, of which a third is held out.
     """
     if images < SMOKE_IMAGES:
         raise ValueError(f"limit is {images}; the shortest run that can be judged has {SMOKE_IMAGES} images.")

@@ -246,7 +246,9 @@ def evaluate_run(
         device: where to compute; None as the run's configuration says.
         ranks: this process among its peers.
         is_locked: the caller holds the directory already.
-        training, seconds, command: from the trainer; without them those of the earlier result are kept.
+        training: what the trainer says of itself; None keeps what the earlier result says.
+        seconds: what each phase before took; None keeps those of the earlier result.
+        command: what the user typed; a run judged again on its own keeps that of its training.
         progress: receives a line of text now and then.
 
     Raises:
@@ -257,6 +259,8 @@ def evaluate_run(
     began, ranks, target = time.monotonic(), ranks or Ranks(), out or run
     loaded = load_run(run, device)
     earlier = _earlier(target / RESULT)
+    if target == run and training is None and earlier and earlier.command:
+        command = earlier.command  # a run goes on saying how it was made
     config = config or loaded.config.evaluation or EvaluationConfig()
     with nullcontext() if is_locked or not ranks.is_main else locked(target, "evaluated"):
         with ranks.together():
@@ -298,7 +302,7 @@ def evaluate_run(
                 "battery": getattr(loaded.config.battery, "seed", None),
                 "evaluation": config.seed,
             },
-            command=command or (earlier.command if earlier else None) or f"irdm eval {run}",
+            command=command or f"irdm eval {run}",
             progress=progress,
         )
         spent["evaluate"] = time.monotonic() - began

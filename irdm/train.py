@@ -58,9 +58,9 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> Result |
     say: Callable[[str], None] = (lambda text: print(text, flush=True)) if ranks.is_main else (lambda text: None)
     with ExitStack() as held:
         # What can be found out is found out before anything is written.
+        if config.rollout < ranks.size:
+            raise ValueError(f"The rollout is {config.rollout}, but there are {ranks.size} ranks: one image each.")
         with ranks.together():
-            if config.rollout < ranks.size:
-                raise ValueError(f"The rollout is {config.rollout}, but there are {ranks.size} ranks: one image each.")
             dataset = config.data.build()
             conditions = dataset.train.conditions
             check_floors(config, len(dataset.val))
@@ -80,7 +80,7 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> Result |
         progress.seconds["encoders"] = time.monotonic() - clock
         clock = time.monotonic()
         with ranks.together():
-            reference = build_training(config, dataset, battery, prebuilt, device, say)
+            reference = build_training(config, dataset, battery, prebuilt, device, ranks, say)
             objective = Objective(reference.distances, reference.floors, self_normalise=config.self_normalise)
             controller = Controller(config.controller, reference.floors)
             judged = config.evaluation if ranks.is_main else None

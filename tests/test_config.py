@@ -93,9 +93,9 @@ def test_the_imagenet_preset_holds_the_published_values():
 
 def test_limit_cuts_a_run_down_and_keeps_its_recipe():
     start = PRESETS["imagenet"]()
-    config = limited(start, 96)
-    assert (config.rollout, config.micro_batch, config.steps, config.preset) == (96, 32, 2, "imagenet-limit-96")
-    assert config.data.limit == 96 and config.evaluation.rows == 96
+    config = limited(start, 120)
+    assert (config.rollout, config.micro_batch, config.steps, config.preset) == (120, 32, 2, "imagenet-limit-120")
+    assert config.data.limit == 120 and config.evaluation.rows == 120
     assert (config.generator, config.distance, config.battery) == (start.generator, start.distance, start.battery)
     assert limited(PRESETS["digits"](), 1797).rollout == 1024
     with pytest.raises(ValueError, match="96 images"):

@@ -108,10 +108,10 @@ def test_reference_check_train_eval_sample_and_report(recipe, photographs, monke
 
 def test_a_limit_is_a_whole_run_without_a_reference(recipe, capsys):
     folder, fields = recipe
-    assert main(["train", "imagenet", *options(fields), "--limit", "96", "--out", str(folder / "smoke")]) == 0
-    assert read_record(folder / "smoke")["sizes"] == {"train": 96, "val": 96}
+    assert main(["train", "imagenet", *options(fields), "--limit", "120", "--out", str(folder / "smoke")]) == 0
+    assert read_record(folder / "smoke")["sizes"] == {"train": 120, "val": 120}
     config = read_config(folder / "smoke" / "config.json")
-    assert (config.rollout, config.steps, config.preset) == (48, 2, "imagenet-limit-96")
+    assert (config.rollout, config.steps, config.preset) == (48, 2, "imagenet-limit-120")
 
 
 def test_what_is_missing_comes_in_one_list(tmp_path, monkeypatch, capsys):

@@ -13,6 +13,7 @@ from irdm.checkpoint import save_checkpoint
 from irdm.conditions import NoSpec
 from irdm.data import ImagesConfig
 from irdm.distances import NystromMMDConfig
+from irdm.distributed import Ranks
 from irdm.encoders import LocalBatteryConfig, PanelBatteryConfig
 from irdm.files import write_manifest
 from irdm.generators import Generator, MLPConfig
@@ -34,7 +35,7 @@ def prepare(config):
     said, dataset = [], config.data.build()
     reference = open_run_reference(config, dataset, "cpu")
     battery = build_battery(config, dataset, reference, "cpu", said.append)
-    return battery, build_training(config, dataset, battery, reference, "cpu", said.append)
+    return battery, build_training(config, dataset, battery, reference, "cpu", Ranks(), said.append)
 
 
 @pytest.fixture(scope="module")

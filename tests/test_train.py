@@ -205,12 +205,12 @@ def test_two_runs_in_one_directory_the_second_is_told(irdm, tmp_path):
 def test_what_a_killed_process_left_half_written_is_continued_and_cleared(irdm, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
-    (run / ".config.json.4194999").write_text("{")  # killed while the very first file was written
+    (run / ".config.json.4194999.partial").write_text("{")  # killed while the very first file was written
     irdm("train", "digits-smoke", "--evaluation", "none", "--out", run)
-    left = run / "checkpoints" / ".step-00000020.4194999"
+    left = run / "checkpoints" / ".step-00000020.4194999.partial"
     left.mkdir()
     (left / "ema.safetensors").write_bytes(b"half")
-    (run / ".result.json.4194999").write_text("half")
+    (run / ".result.json.4194999.partial").write_text("half")
     irdm("train", "digits-smoke", "--evaluation", "none", "--out", run)
     assert not [path for path in run.rglob(".*") if path.name != ".lock"]
 
@@ -257,14 +257,15 @@ def test_what_one_rank_finds_wrong_is_said_once(irdm, tmp_path):
     assert err.count("is not a run directory") == 1 and "irdm/train.py" not in err
 
 
-def test_a_killed_rank_stops_the_others_with_a_message(irdm, tmp_path):
+def test_a_killed_rank_stops_the_others_without_a_traceback_of_ours(irdm, tmp_path):
     run = tmp_path / "run"
     process = irdm.start("train", "digits-smoke", *SLOW_ENOUGH, "--out", run, prefix=TORCHRUN)
     wait_for_checkpoint(process, run)
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
     os.kill(int(children[-1]), signal.SIGKILL)
     _, err = process.communicate(timeout=60)
-    assert process.returncode != 0 and "nother rank failed or was killed" in err and "irdm/train.py" not in err
+    assert process.returncode != 0 and "Signal 9 (SIGKILL)" in err, "torchrun says which"
+    assert "irdm/" not in err, err
 
 
 SATISFIED = """

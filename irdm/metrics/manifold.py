@@ -43,13 +43,14 @@ def precision_recall_density_coverage(generated: Table, real: Real, config: Eval
     """The four scores by encoder and their means over encoders; as fresh real images score is best.
 
     Each pair of rows is compared once per encoder and no n x m matrix is held. At most `manifold_rows` of each side are
-    compared; the control puts as many val rows, where there are as many, in the place of the judged ones. The intervals
-    are those of the judged rows, given the real ones: jackknife over 10 folds.
+    compared, and of the judged ones no more than there are val rows, since the control puts as many of those in their
+    place. The intervals are those of the judged rows, given the real ones: jackknife over 10 folds.
 
     Raises ValueError naming an encoder with too few rows for `neighbours`.
     """
     pools, seed, most = Pools.of(generated, real), config.seed, config.manifold_rows
-    judged, train = (pool.sample(most, "manifold", seed) for pool in (pools.generated, pools.train))
+    judged = pools.generated.sample(min(most, len(pools.val)), "manifold", seed)
+    train = pools.train.sample(most, "manifold", seed)
     fresh = pools.val.sample(len(judged), "manifold", seed)
     replicates: dict[str, dict[str, Tensor]] = {metric: {} for metric in SAYS}
     controls: dict[str, dict[str, float]] = {metric: {} for metric in SAYS}

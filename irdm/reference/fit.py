@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from irdm.conditions import Conditions, draw, proportioned
-from irdm.distances import AnyDistance, Distance
+from irdm.distances import Distance, DistanceConfig
 from irdm.distances.finite import expected_at
 from irdm.distances.kernel import MMD
 from irdm.ops.rows import Rows
@@ -27,7 +27,7 @@ class Reference:
 
 
 def fit_reference(
-    config: AnyDistance,
+    config: DistanceConfig,
     train: Mapping[str, Rows],
     val: Mapping[str, Rows],
     conditions: tuple[Conditions, Conditions],
@@ -53,7 +53,7 @@ def fit_reference(
 
 
 def fit_distance(
-    config: AnyDistance,
+    config: DistanceConfig,
     train: Rows,
     val: Rows,
     conditions: tuple[Conditions, Conditions],
@@ -119,7 +119,7 @@ def floor_of(
     return expected_at(distance, *picked(torch.arange(n)), held_out.strata, rollout) if linear else None
 
 
-def floor_is_known(config: AnyDistance, *, rollout: int, held_out: int) -> bool:
+def floor_is_known(config: DistanceConfig, *, rollout: int, held_out: int) -> bool:
     """Whether `floor_of` can tell the floor from so many held-out rows."""
     return rollout <= held_out or isinstance(config.build(), MMD)
 

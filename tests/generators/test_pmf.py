@@ -13,6 +13,7 @@ from torch import nn
 
 from irdm.cli import main
 from irdm.conditions import NoSpec
+from irdm.evaluation import read_result
 from irdm.generators import PMF_FAMILIES, PixelMeanFlowConfig, load_weights, save_weights
 from irdm.generators.pmf import rotate, to_unit_range
 from irdm.gradcache import GradientCache
@@ -290,8 +291,8 @@ def test_trains_on_digits_from_the_command_line_and_from_weights(tmp_path, capsy
     assert (
         main([*train, "--generator.weights", str(tmp_path / "start.safetensors"), "--out", str(tmp_path / "run")]) == 0
     )
-    result = json.loads((tmp_path / "run/result.json").read_text())
-    assert result["steps"] == 3 and math.isfinite(result["sw_ratio"]["mean"])
+    result = read_result(tmp_path / "run")
+    assert result.training["steps"] == 3 and math.isfinite(result.scores["sw_ratio"].mean.value)
     trained = load_file(tmp_path / "run/checkpoints/step-00000003/generator.safetensors")
     moved = {name: (trained[name] - value).abs().max().item() for name, value in start.state_dict().items()}
     assert 0 < max(moved.values()) < 0.01, "it starts at the weights and leaves them by small steps"
