@@ -16,7 +16,7 @@ import torch
 import irdm.run
 import irdm.sample
 import irdm.train
-from irdm import cli
+from irdm import errors
 from irdm.cli import COMMANDS, main
 from irdm.errors import explained
 from irdm.fields import UsageError
@@ -239,7 +239,7 @@ def stop_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
 def test_what_a_user_can_mend_is_one_line(
     error: BaseException, code: int, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(cli, "GRACE", 0)
+    monkeypatch.setattr(errors, "GRACE", 0)
     stop_with(monkeypatch, error)
     text = fails(capsys, code, "train", "digits")
     assert says in text and text.count("\n") == 1
@@ -278,13 +278,13 @@ def test_of_many_ranks_the_later_ones_give_the_first_time_to_speak(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     waited = []
-    monkeypatch.setattr(cli.time, "sleep", waited.append)
+    monkeypatch.setattr(errors.time, "sleep", waited.append)
     monkeypatch.setenv("RANK", "1")
     fails(capsys, 2, "train", "zzz")
-    assert waited == [cli.GRACE]
+    assert waited == [errors.GRACE]
     monkeypatch.setenv("RANK", "0")
     fails(capsys, 2, "train", "zzz")
-    assert waited == [cli.GRACE]
+    assert waited == [errors.GRACE]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
