@@ -60,7 +60,7 @@ class RunConfig(Config):
     free once the first micro-batch is there, 0 keeps none."""
     steps: int = Field(default=1000, ge=1, le=2**40)
     """Optimizer steps."""
-    lr: float = Field(default=1e-3, gt=0, le=1e6)
+    lr: float = Field(default=1e-3, gt=0, le=1e36)
     """Peak learning rate at a rollout of 5120; scaled by sqrt(rollout / 5120)."""
     warmup: int = Field(default=0, ge=0, le=2**40)
     """Steps over which the learning rate rises from 0."""

@@ -281,7 +281,7 @@ class Content(Controller):  # every score is below its floor from the first upda
 
 networks = []
 build = irdm.train.build_generator
-irdm.train.build_generator = lambda *args: networks.append(build(*args)) or networks[-1]
+irdm.train.build_generator = lambda *args, **told: networks.append(build(*args, **told)) or networks[-1]
 irdm.train.Controller = Content
 fields = {"steps": 4, "rollout": 40, "log_every": 1, "checkpoint_every": 1, "keep_checkpoints": 9, "evaluation": None}
 config = PRESETS["digits-smoke"]().model_copy(update=fields)
@@ -314,7 +314,7 @@ def test_fewer_images_than_ranks_are_refused_with_both_numbers(tmp_path, monkeyp
 
 
 def test_a_diverging_run_stops_with_one_clear_message(irdm, tmp_path):
-    options = ["--lr", "1e6", "--max-skipped", "3", "--clip-norm", "1e30"]
+    options = ["--lr", "1e36", "--max-skipped", "3", "--clip-norm", "1e30"]
     out, err = irdm("train", "digits-smoke", *options, "--out", tmp_path / "run", code=1)
     assert "3 steps in a row were not finite" in err and "Traceback" not in err
     for line in curve(tmp_path / "run"):

@@ -26,7 +26,7 @@ def test_the_list_names_every_study():
 
 def test_an_unknown_study_is_answered_with_the_nearest(tmp_path):
     done = irdm("experiment", "spirale", cwd=tmp_path)
-    assert done.returncode == 1 and "did you mean 'spiral'?" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "did you mean 'spiral'?" in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
 
 
