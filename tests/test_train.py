@@ -300,7 +300,7 @@ def test_two_ranks_with_every_encoder_satisfied_move_nothing(irdm, tmp_path):
     first, last = tensors(run, 1), tensors(run, 4)
     moved = {key for key in first if not torch.equal(first[key], last[key])}
     assert all(key.startswith("ema.") for key in moved), "the average still follows the weights; nothing else moves"
-    assert last["training.to_pixels.bias.step"] == 1, "one optimizer step, before anything was satisfied"
+    assert last["training.step.to_pixels.bias"] == 1, "one optimizer step, before anything was satisfied"
     assert len({(tmp_path / f"satisfied-rank-{rank}").read_text() for rank in (0, 1)}) == 1
 
 
