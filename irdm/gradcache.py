@@ -67,7 +67,8 @@ class GradientCache:
             keep = self.row_bytes is None or self.row_bytes * (kept_rows + size) <= (self.budget or 0)
             keep = keep and self.budget != 0
             chunk = Chunk(rows, RandomState(), {})
-            with torch.set_grad_enabled(keep), GraphMeter() as meter:
+            meter = GraphMeter()
+            with torch.set_grad_enabled(keep), meter:
                 images = generate(rows)
                 leaf = images.detach().requires_grad_(keep)
                 for name, encoder in self.encoders.items():

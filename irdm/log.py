@@ -34,6 +34,7 @@ def read_log(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     lines, notes = [], []
     content = path.read_bytes() if path.exists() else b""
     for number, raw in enumerate(content.splitlines(), start=1):
+        line: dict[str, Any] = {}
         try:
             line = json.loads(raw)
             claimed = line.pop("crc")

@@ -49,10 +49,6 @@ class GraphMeter(torch.autograd.graph.saved_tensors_hooks):
         self.storages: dict[int, int] = {}
         super().__init__(self._pack, lambda tensor: tensor)
 
-    def __enter__(self) -> GraphMeter:
-        super().__enter__()
-        return self
-
     def _pack(self, tensor: Tensor) -> Tensor:
         owner = tensor if tensor._base is None else tensor._base
         if not isinstance(owner, nn.Parameter):

@@ -45,7 +45,7 @@ def write_npz(path: Path, images: Drawn, micro_batch: int, columns: int) -> None
     pixels = torch.cat([(block * 255).round().to(torch.uint8) for block in images.blocks(micro_batch)])
     buffer = io.BytesIO()
     state = {name: tensor.numpy() for name, tensor in images.conditions.state.items()}
-    np.savez_compressed(buffer, images=pixels.numpy(), **state)
+    np.savez_compressed(buffer, images=pixels.numpy(), **state)  # type: ignore[arg-type]
     write_atomic(path, buffer.getvalue())
 
 

@@ -35,6 +35,10 @@ class DistanceConfig(Config):
     condition_bandwidth: Factor | None = None
     """Bandwidth s of the condition tau in its own units, when there is one; None means 1."""
 
+    def build(self) -> Distance[Any]:
+        """A distance without a reference: fit it, or load one."""
+        raise NotImplementedError(f"{type(self).__name__} names no distance")
+
 
 C = TypeVar("C", bound=DistanceConfig)
 D = TypeVar("D", bound="Distance[Any]")
