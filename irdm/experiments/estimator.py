@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SECONDS = 20.0
-ROLLOUT = 256  # small beside the 1199 training images, so that a fresh batch is a sample of them
+ROLLOUT = 256  # small beside the 1198 training images, so that a fresh batch is a sample of them
 MULTIPLES = (0.25, 0.5, 1.0)  # of the median distance
 REFERENCES = {"frozen": NystromMMDConfig, "resampled": ExactMMDConfig}
 REPULSIONS = ("biased", "unbiased")
@@ -110,5 +110,5 @@ STUDY = Study(
     figure=figure,
     claims=claims,
     notes=f"{SECONDS:.0f} core-seconds of training a run at a rollout of {ROLLOUT}, one bandwidth each. A fresh "
-    "batch of 256 costs less than a reference of 1199 images, so it takes more steps in the same time.",
+    "batch of 256 costs less than a reference of 1198 images, so it takes more steps in the same time.",
 )
