@@ -38,6 +38,7 @@ from irdm.files import locked, read_manifest, visible, write_manifest
 from irdm.generate import Drawn
 from irdm.generators import Generator
 from irdm.images import image_grid, save_png
+from irdm.metrics.tables import row_order
 from irdm.presets import RunConfig
 from irdm.reference import OpenReference, Reference, open_reference
 
@@ -274,10 +275,10 @@ def evaluate_run(
                     f"{list(against.image_shape)}. Write images with `irdm sample {run} --format files` and judge "
                     "that folder: it is brought to the reference's size."
                 )
-            asked = (
-                real.train.conditions if real.train.conditions.spec == loaded.spec else loaded.dataset.train.conditions
-            )
-            conditions = conditions_to_judge(real, config, count, asked)
+            asked = real.train.conditions
+            if asked.spec != loaded.spec:
+                asked = loaded.dataset.train.conditions
+            conditions = conditions_to_judge(asked, len(real.val), config, count)
         generated = loaded.drawn(conditions, config.seed)
         encoders = dict(against.battery.encoders.items())
         table = embed(
@@ -319,15 +320,27 @@ def evaluate_run(
 
 
 def conditions_to_judge(
-    real: Real, config: EvaluationConfig, count: int | None = None, asked: Conditions | None = None
+    train: Conditions, held_out: int, config: EvaluationConfig, count: int | None = None
 ) -> Conditions:
-    """What a generator that is judged is asked for: `count` conditions of train (or of `asked`), in their proportions.
+    """What a generator that is judged is asked for: `count` conditions of train rows, in their proportions.
 
-    Without a count, `config.draws` times as many as one ratio compares.
+    Without a count, `config.draws` times as many as one ratio compares with so many held-out images.
     """
-    asked = real.train.conditions if asked is None else asked
-    count = count or config.draws * min(config.rows, len(real.train), len(real.val) // 2)
-    return asked[draw(asked, count, "evaluate", config.seed)]
+    count = count or config.draws * min(config.rows, len(train), held_out // 2)
+    return train[draw(train, count, "evaluate", config.seed)]
+
+
+def judged_images(loaded: LoadedRun) -> Drawn:
+    """The images that `evaluate_run` judges on the run's own data or reference, in their order."""
+    config = loaded.config.evaluation or EvaluationConfig()
+    if loaded.config.reference is not None:
+        real = open_reference(loaded.config.reference).real()
+        train, held_out = real.train.conditions, len(real.val)
+    else:
+        dataset = loaded.dataset
+        rows = row_order(len(dataset.train), config.seed)[: config.table_rows]
+        train, held_out = dataset.train.conditions[rows], min(len(dataset.val), config.table_rows)
+    return loaded.drawn(conditions_to_judge(train, held_out, config), config.seed)
 
 
 @dataclass(frozen=True)

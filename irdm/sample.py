@@ -18,7 +18,7 @@ from irdm.evaluation import EvaluationConfig
 from irdm.files import visible, write_atomic
 from irdm.generate import Drawn
 from irdm.images import image_grid, save_png
-from irdm.run import load_run
+from irdm.run import judged_images, load_run
 
 MANY = 20  # classes; more than that are not all drawn unless they are asked for
 EACH = 10  # images of a class when no count is given
@@ -64,11 +64,13 @@ def sample_run(
     format: str = "grid",
     out: Path | None = None,
     device: str | None = None,
+    judged: bool = False,
 ) -> Path:
     """Draw `count` images from a run's averaged weights and write them; returns where.
 
     The classes (default: all) take turns. Without a count each gets ten, and of more than 20 classes 20 are drawn,
-    evenly spaced; without classes there are a hundred images.
+    evenly spaced; without classes there are a hundred images. `judged` draws the very images that the run was judged on
+    in place of all that.
 
     Raises ValueError for classes the run does not know, a count below 1, or a run that cannot be opened.
     """
@@ -77,10 +79,14 @@ def sample_run(
     loaded = load_run(run, device)
     shown = loaded.spec.each(1, None if count else MANY).captions() if loaded.spec.width else []
     wanted = list(classes) if classes else shown
-    count = count or EACH * (len(wanted) or EACH)
-    conditions = loaded.spec.named(wanted, count) if wanted else loaded.spec.each(count)
+    if judged:
+        images, name = judged_images(loaded), "judged"
+    else:
+        count = count or EACH * (len(wanted) or EACH)
+        conditions = loaded.spec.named(wanted, count) if wanted else loaded.spec.each(count)
+        images, name = loaded.drawn(conditions, seed), f"seed-{seed}"
     suffix, write = WRITERS[format]
-    path = out or run / "samples" / f"seed-{seed}{suffix}"
+    path = out or run / "samples" / f"{name}{suffix}"
     micro_batch = (loaded.config.evaluation or EvaluationConfig()).micro_batch
-    write(path, loaded.drawn(conditions, seed), micro_batch, len(wanted))
+    write(path, images, micro_batch, 0 if judged else len(wanted))
     return path

@@ -137,6 +137,25 @@ def test_eval_repeats_the_numbers_and_sample_and_report_work(irdm, finished, tmp
     irdm("report", out)
 
 
+def test_a_run_its_exported_images_and_a_reference_on_disk_give_one_number(irdm, finished, tmp_path):
+    out, _ = finished
+    exported, reference = tmp_path / "judged.npz", tmp_path / "reference"
+    irdm("sample", out, "--judged", "--format", "npz", "--out", exported)
+    irdm("eval", exported, "--reference", out, "--out", tmp_path / "exported")
+    irdm("reference", "build", "digits", "--preset", "digits-smoke", "--only-judge", "--out", reference)
+    like = ["--evaluation.draws", 2, "--evaluation.directions", 64, "--evaluation.rff-features", 256]
+    like += ["--evaluation.resamples", 8]
+    irdm("eval", out, "--reference", reference, "--out", tmp_path / "on-disk", *like)
+    run = read_result(out)
+    for other in (read_result(tmp_path / "exported"), read_result(tmp_path / "on-disk")):
+        assert other.protocol == run.protocol and other.scores.keys() == run.scores.keys()
+        for name, score in run.scores.items():
+            for encoder, estimate in score.encoders.items():
+                assert other.scores[name].encoders[encoder].value == pytest.approx(estimate.value, rel=1e-3, abs=2e-4)
+    printed, _ = irdm("compare", out, tmp_path / "on-disk")
+    assert "is better" not in printed
+
+
 def test_the_saved_config_runs_again(irdm, finished, tmp_path):
     out, _ = finished
     printed, _ = irdm("train", "--config", out / "config.json", "--out", tmp_path / "again", "--dry-run")

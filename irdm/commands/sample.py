@@ -7,6 +7,7 @@ from typing import Literal
 
 from irdm.commands import Command, Count, Device, Out, Seed
 from irdm.config import Config
+from irdm.fields import UsageError
 from irdm.overrides import verbatim, word
 
 
@@ -25,6 +26,9 @@ class Sample(Config):
     """Seed of the noise."""
     format: Literal["grid", "files", "npz"] = "grid"
     """grid: one PNG; files: PNGs in a folder a class; npz: arrays `images` (uint8 [n, c, h, w]) and `labels`."""
+    judged: bool = False
+    """The very images that the run was judged on, in place of --classes, --count and --seed: as an npz they score what
+    the run scores."""
     device: Device = "auto"
     """Where to compute; auto takes CUDA when there is one."""
     out: Out | None = None
@@ -35,7 +39,10 @@ def run(given: Sample, command: str) -> int:
     """Draw, write, say where."""
     from irdm.sample import sample_run
 
-    path = sample_run(given.run, given.classes or None, given.count, given.seed, given.format, given.out, given.device)
+    if given.judged and (given.classes or given.count or given.seed):
+        raise UsageError("--judged draws what the run was judged on; leave --classes, --count and --seed out")
+    options = {"format": given.format, "out": given.out, "device": given.device, "judged": given.judged}
+    path = sample_run(given.run, given.classes or None, given.count, given.seed, **options)
     print(f"wrote {path}")
     return 0
 

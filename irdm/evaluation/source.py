@@ -21,7 +21,7 @@ from irdm.distributed import Ranks
 from irdm.evaluation.pictures import Pictures, gallery, write_samples
 from irdm.evaluation.result import RESULT, Result, evaluate_tables, write_result
 from irdm.files import locked, visible
-from irdm.metrics.base import EvaluationConfig
+from irdm.metrics.base import EvaluationConfig, Picked
 from irdm.metrics.pickscore import PickScore, pickscore
 from irdm.metrics.score import Score
 from irdm.metrics.tables import Real, Table
@@ -112,7 +112,8 @@ def evaluate_source(
         if not ranks.is_main:
             return None
         embedded = time.monotonic() - began
-        generated = Table({name: store[name] for name in encoders}, store.conditions)
+        order = store.index.argsort()  # as the source has them, so that draws are those of the same images elsewhere
+        generated = Table({name: Picked(store[name], order) for name in encoders}, store.conditions[order])
         more: dict[str, Score] = {}
         if prompts is not None and scorer is not None:
             say("PickScore")

@@ -19,8 +19,8 @@ over its seeds. Ratios divide a distance to real images by the same distance of 
 change the network, the noise and the references; the data split and the local encoders stay. `irdm experiment NAME
 --record docs` writes this page from `docs/results/*.json`.
 
-**All of these were recorded before conditions were drawn by one law** ([log](log.md#one-law-of-draws)): the same labels at
-every step, floors of independent rows, a sixth of the data held out, label accuracy by a support vector machine. The
+**All of these were recorded before conditions were drawn by one law** ([log](log.md#one-law-of-draws)): the same labels
+at every step, floors of independent rows, a sixth of the data held out, label accuracy by a support vector machine. The
 spiral has no conditions and is not touched by that. They are to be recorded again.
 """
 

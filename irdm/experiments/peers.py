@@ -73,7 +73,7 @@ class FlowCell:
         network.requires_grad_(False).eval()
         battery = run.battery.fit(dataset, cache_dir=cache_dir(), progress=print)
         real, encoders, rows = real_of(dataset, battery, run.evaluation), dict(battery.encoders.items()), {}
-        asked = conditions_to_judge(real, run.evaluation)
+        asked = conditions_to_judge(real.train.conditions, len(real.val), run.evaluation)
         for steps in self.evaluations:
             sampler = FlowSampler(network, steps)
             drawn = Drawn(sampler, asked, dataset.image_shape, run.evaluation.seed)
