@@ -127,6 +127,7 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> Result |
         size = share.stop - share.start
         budget = None if config.graph_memory_gib is None else int(config.graph_memory_gib * 2**30)
         encoders = {name: battery.encoders[name] for name in battery.held_in}
+        versions = generator.buffer_versions()
         cache = GradientCache(encoders, min(config.micro_batch or size, size), budget)
         resumed_at, resumed_clock, last_line = progress.step, time.monotonic(), 0.0
 
@@ -153,6 +154,12 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> Result |
                 )
                 loss = objective(features, tau, controller.weights, step, ranks)
                 cache.backward(loss.gradients if math.isfinite(loss.value) else {})
+                if generator.buffer_versions() != versions:
+                    raise ValueError(
+                        "A step changed buffers of the generator, such as the running statistics of a batch "
+                        "normalisation. Only trained parameters are saved, so that a resumed run would be another one: "
+                        "use a normalisation without running statistics."
+                    )
                 ranks.sum_gradients(parameters)
                 grad_norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm).item()
 

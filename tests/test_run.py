@@ -20,6 +20,7 @@ from irdm.generators import Generator, MLPConfig
 from irdm.presets import PRESETS
 from irdm.reference import ReferenceConfig, build_reference
 from irdm.run import claim_run, load_run, read_config, read_record
+from irdm.train import train
 
 BATTERY = LocalBatteryConfig(held_in=("pixels", "denoising"), held_out=("pca",), steps=2)
 CONFIG = ReferenceConfig(rollout=64, distance=NystromMMDConfig(landmarks=32, kmeans_iterations=3))
@@ -162,3 +163,19 @@ def test_a_field_added_later_with_a_default_changes_no_identity():
     assert Later(**config.model_dump()).identity() == config.identity()
     assert Later(**config.model_dump(), **{"added": 8}).identity() != config.identity()
     assert config.model_copy(update={"device": "cpu", "micro_batch": 3}).identity() == config.identity()
+
+
+def test_a_network_whose_buffers_training_would_change_is_refused(tmp_path, monkeypatch):
+    class Normalised(WithTable):
+        def __init__(self, side):
+            super().__init__(side)
+            self.norm = nn.BatchNorm1d(4)
+
+        def forward(self, noise, labels):
+            return super().forward(self.norm(noise))
+
+    monkeypatch.setattr(MLPConfig, "build", lambda self, shape, spec: Normalised(shape[1]))
+    fast = {"battery": LocalBatteryConfig(held_in=("pixels",), held_out=("pca",)), "evaluation": None}
+    config = PRESETS["digits-smoke"]().model_copy(update=fast)
+    with pytest.raises(ValueError, match="running statistics of a batch normalisation"):
+        train(config, tmp_path / "run")

@@ -21,3 +21,7 @@ class Generator(nn.Module):
         Whatever else the module holds (frozen parts, buffers) must come out of its `build` alike every time.
         """
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def buffer_versions(self) -> dict[str, int]:
+        """How often each buffer was written to: training must leave them alone, since they are not saved."""
+        return {name: buffer._version for name, buffer in self.named_buffers()}
