@@ -98,8 +98,8 @@ def test_limit_cuts_a_run_down_and_keeps_its_recipe():
     assert config.data.limit == 120 and config.evaluation.rows == 120
     assert (config.generator, config.distance, config.battery) == (start.generator, start.distance, start.battery)
     assert limited(PRESETS["digits"](), 1797).rollout == 1024
-    with pytest.raises(ValueError, match="96 images"):
-        limited(start, 95)
+    with pytest.raises(ValueError, match="120 images"):
+        limited(start, 119)
 
 
 def test_unknown_keys_raise_at_every_depth():

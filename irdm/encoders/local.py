@@ -43,17 +43,17 @@ class LocalBatteryConfig(Config):
     """Encoders that train the generator."""
     held_out: tuple[str, ...] = ("rotation", "supervised_mlp", "pca")
     """Encoders that only judge it."""
-    dim: int = Field(default=64, ge=4)
+    dim: int = Field(default=64, ge=4, le=2**16)
     """Features of each fitted encoder."""
-    width: int = Field(default=16, ge=1)
+    width: int = Field(default=16, ge=1, le=2**14)
     """Channels of the first convolution; hidden layers of perceptrons are eight times as wide."""
-    images: int = Field(default=20_000, ge=2)
+    images: int = Field(default=20_000, ge=2, le=2**31)
     """At most this many training images are fitted on, the classes in proportion."""
-    steps: int = Field(default=300, ge=1)
+    steps: int = Field(default=300, ge=1, le=2**31)
     """Optimizer steps of each fitted encoder."""
-    batch: int = Field(default=256, ge=2)
+    batch: int = Field(default=256, ge=2, le=2**24)
     """Images a step."""
-    lr: float = Field(default=3e-3, gt=0)
+    lr: float = Field(default=3e-3, gt=0, le=1e3)
     """Peak learning rate (one cycle)."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of everything random in the fit."""

@@ -20,11 +20,11 @@ class MLPConfig(Config):
 
     kind: Literal["mlp"] = "mlp"
     """Name of this kind of generator."""
-    width: int = Field(default=512, ge=1)
+    width: int = Field(default=512, ge=1, le=2**20)
     """Units of every hidden layer."""
-    depth: int = Field(default=4, ge=1)
+    depth: int = Field(default=4, ge=1, le=2**12)
     """Hidden layers."""
-    noise_dim: int = Field(default=64, ge=1)
+    noise_dim: int = Field(default=64, ge=1, le=2**20)
     """Gaussian numbers that one image is drawn from."""
 
     def build(self, image_shape: tuple[int, int, int], spec: ClassSpec | NoSpec) -> MLPGenerator:

@@ -34,9 +34,9 @@ class PixelMeanFlowConfig(Config):
 
     kind: Literal["pmf"] = "pmf"
     """Name of this kind of generator."""
-    width: int = Field(default=64, ge=4)
+    width: int = Field(default=64, ge=4, le=2**20)
     """Numbers a token; a multiple of 4 * heads."""
-    depth: int = Field(default=4, ge=1)
+    depth: int = Field(default=4, ge=1, le=2**12)
     """Transformer blocks in all."""
     heads: int = Field(default=4, ge=1)
     """Attention heads of a block."""

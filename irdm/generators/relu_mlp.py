@@ -20,11 +20,11 @@ class ReLUMLPConfig(Config):
 
     kind: Literal["relu-mlp"] = "relu-mlp"
     """Name of this kind of generator."""
-    noise_dim: int = Field(default=2, ge=1)
+    noise_dim: int = Field(default=2, ge=1, le=2**20)
     """Gaussian numbers that one point is drawn from."""
-    width: int = Field(default=256, ge=1)
+    width: int = Field(default=256, ge=1, le=2**20)
     """Units of every hidden layer."""
-    depth: int = Field(default=4, ge=1)
+    depth: int = Field(default=4, ge=1, le=2**12)
     """Hidden layers."""
 
     def build(self, image_shape: tuple[int, int, int], spec: ClassSpec | NoSpec) -> ReLUMLP:

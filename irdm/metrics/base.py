@@ -29,29 +29,29 @@ BLOCK = 4096
 class EvaluationConfig(Config):
     """How images are judged. The defaults are those of the published protocol (arXiv 2607.02375)."""
 
-    rows: int = Field(default=16384, ge=MIN_ROWS)
+    rows: int = Field(default=16384, ge=MIN_ROWS, le=2**31)
     """Rows of a draw of the ratios; fewer where there are fewer generated, train or half as many val rows."""
-    directions: int = Field(default=1024, ge=1)
+    directions: int = Field(default=1024, ge=1, le=2**20)
     """Unit directions of the sliced Wasserstein distance."""
-    rff_features: int = Field(default=4096, ge=1)
+    rff_features: int = Field(default=4096, ge=1, le=2**24)
     """Random Fourier features of the MMD."""
     rff_seed: int = Field(default=99999, ge=0, lt=2**63)
     """Seed of the random Fourier features."""
-    resamples: int = Field(default=64, ge=2)
+    resamples: int = Field(default=64, ge=2, le=2**20)
     """Real draws that measure how much a fresh real score moves; they make the 95% intervals of ratios."""
-    table_rows: int = Field(default=50_000, ge=64)
+    table_rows: int = Field(default=50_000, ge=64, le=2**31)
     """At most this many rows of train and of val are kept in memory; a reference on disk has its own number."""
-    manifold_rows: int = Field(default=10_000, ge=64)
+    manifold_rows: int = Field(default=10_000, ge=64, le=2**31)
     """At most this many rows of a side in precision, recall, density, coverage and label accuracy."""
-    neighbours: int = Field(default=5, ge=1)
+    neighbours: int = Field(default=5, ge=1, le=2**16)
     """The neighbour that is a ball's radius in precision and the like, and the neighbours that vote on a label."""
-    draws: int = Field(default=4, ge=1)
+    draws: int = Field(default=4, ge=1, le=2**16)
     """A run is judged on this many disjoint draws of generated images."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of noise, conditions, directions and every draw of rows."""
     micro_batch: int = free(256, ge=1)
     """Images that are generated and embedded at once."""
-    quick_rows: int = free(2048, ge=MIN_ROWS)
+    quick_rows: int = free(2048, ge=MIN_ROWS, le=2**31)
     """At most this many rows of a side in the quick check during training."""
     quick_directions: int = free(256, ge=1)
     """Unit directions of the quick check."""
