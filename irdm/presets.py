@@ -107,7 +107,7 @@ class RunConfig(Config):
 
 
 def digits() -> RunConfig:
-    """Handwritten digits (8x8, ships with scikit-learn) from nothing, in about three minutes on two CPU cores."""
+    """Handwritten digits (8x8, ships with scikit-learn) from nothing, in one to two minutes on two CPU cores."""
     return RunConfig(
         preset="digits",
         data=DigitsConfig(),
