@@ -73,11 +73,13 @@ def test_fresh_images_score_about_one_and_degraded_ones_more(fresh, blurred):
 def test_the_sliced_ratio_is_that_of_pot(built, pictures, fresh):
     """The numerator is POT's distance of the judged draws to the draw of train, along the same directions."""
     result, out = fresh
-    generated, real = FeatureStore(out / "features"), built.real()
+    store, real = FeatureStore(out / "features"), built.real()
+    order = store.index.argsort()  # images are judged in the order of the source
+    generated = {name: store[name][order] for name in ENCODERS}
     from irdm.metrics import Table
     from irdm.metrics.base import Pools
 
-    pools = Pools.of(Table({name: generated[name] for name in ENCODERS}, generated.conditions), real)
+    pools = Pools.of(Table(generated, store.conditions[order]), real)
     target, draws = pools.train.sample(64, "target", 0), pools.generated.draws(64, 2, "generated", 0)
     for name, row in result.scores["sw_ratio"].encoders.items():
         rows, train = generated[name], real.train.features[name][target].double()
