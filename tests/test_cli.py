@@ -208,9 +208,11 @@ def test_train_hands_over_the_config_and_the_command(tmp_path: Path, monkeypatch
 
 def test_sample_hands_over_what_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     seen = []
-    monkeypatch.setattr(irdm.sample, "sample_run", lambda *given: seen.append(given) or tmp_path)
+    monkeypatch.setattr(irdm.sample, "sample_run", lambda *given, **told: seen.append((*given, told)) or tmp_path)
     assert main(["sample", "run", "--classes", "great dane", "cat", "--count", "5", "--seed", "1"]) == 0
-    assert seen == [(Path("run"), ("great dane", "cat"), 5, 1, "grid", None, "auto")]
+    told = {"format": "grid", "out": None, "device": "auto", "judged": False}
+    assert seen == [(Path("run"), ("great dane", "cat"), 5, 1, told)]
+    assert main(["sample", "run", "--judged", "--count", "5"]) == 2
 
 
 def stop_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
