@@ -34,6 +34,7 @@ class Ranks:
     def __init__(self, rank: int = 0, size: int = 1, device: str = "cpu") -> None:
         """Alone, unless told otherwise; `start` asks torchrun."""
         self.rank, self.size, self.device = rank, size, device
+        self._told: list[Exception] = []
 
     @classmethod
     def start(cls, device: str) -> Ranks:
@@ -95,13 +96,15 @@ class Ranks:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """What fails inside the block on one rank ends all of them, and only that one says why."""
+        """What fails inside the block on one rank ends all of them, and only that one says why. Blocks may be nested."""
         try:
             yield
         except PeerLost:
             raise
-        except Exception:
-            self.any(True)
+        except Exception as error:
+            if error not in self._told:  # the others leave at the innermost block, and would not hear it again
+                self._told.append(error)
+                self.any(True)
             raise
         if self.any(False):
             sys.exit(1)
