@@ -96,7 +96,7 @@ class Ranks:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """What fails inside the block on one rank ends all of them, and only that one says why. Blocks may be nested."""
+        """What fails inside the block on one rank ends all of them, and only that one says why. Blocks may nest."""
         try:
             yield
         except PeerLost:
