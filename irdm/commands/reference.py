@@ -105,12 +105,10 @@ def build(given: Build, command: str) -> int:
     say = (lambda text: print(text, flush=True)) if ranks.is_main else (lambda text: None)
     with ranks.together():
         dataset = config.data.build()
-        copies = shared(dataset.train, dataset.val)
+        shared(dataset.train, dataset.val)  # refused before encoders are fitted; the build counts what is left
         for side, split in (("train", dataset.train), ("val", dataset.val)):
             if len(split) < FEWEST:
                 raise ValueError(f"{split.name} has {len(split)} {side} images; a reference needs at least {FEWEST}.")
-    if copies:
-        say(f"note: {copies} of the {len(dataset.val)} val images are also in train")
     battery = ranks.main_first(lambda: config.battery.fit(dataset, cache_dir=cache_dir(), progress=say))
     out = given.out or REFERENCES / given.name
     reference = build_reference(
