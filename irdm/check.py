@@ -24,6 +24,7 @@ from irdm.encoders.weights import Weights, weights_folder
 from irdm.estimate import FLOAT, Estimate, encoder_costs, estimate, matmul_rate, step_seconds
 from irdm.memory import physical_memory
 from irdm.presets import RunConfig
+from irdm.progress import duration
 from irdm.store.reference import StoredReference
 
 BYTES_A_PARAMETER = 16  # a checkpoint holds float32 weights, their average and two moments
@@ -214,20 +215,13 @@ class Needs:
         where = f"{self.devices} x {_flops(rate)}" if self.devices > 1 else _flops(rate)
         text = f"estimate: {_flops(self.cost.flops)} a step, {seconds:,.3g} s at half of {where}/s measured"
         if self.device == "cpu" and whole > DAY:
-            return f"{text}: on this CPU the run would take {_duration(whole)}. It needs a GPU; --limit 96 tries it out"
-        return f"{text}: about {_duration(whole)} for {self.config.steps} steps"
+            return f"{text}: on this CPU the run would take {duration(whole)}. It needs a GPU; --limit 96 tries it out"
+        return f"{text}: about {duration(whole)} for {self.config.steps} steps"
 
 
 def _flops(number: float) -> str:
     power = min(max(int(math.log10(max(number, 1)) // 3), 3), 5)
     return f"{number / 1000**power:,.3g} {'GTP'[power - 3]}FLOP"
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("days", DAY), ("hours", 3600), ("minutes", 60)):
-        if seconds >= size:
-            return f"{seconds / size:,.2g} {unit}"
-    return f"{seconds:.2g} seconds"
 
 
 def _normal(name: str) -> str:

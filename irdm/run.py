@@ -1,48 +1,29 @@
-"""A run directory: claim it, record what it stands on, open it, judge it. What is in it stands in docs/design.md."""
+"""A run directory: claim it, record what it stands on, open it. What is in it stands in docs/design.md."""
 
 from __future__ import annotations
 
-import platform
-import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import TypeAdapter, ValidationError
 
-from irdm.build import build_battery, build_generator, cache_dir, resolve_device
+from irdm.build import build_generator, cache_dir, resolve_device
 from irdm.checkpoint import load_latest, restore
-from irdm.conditions import ClassSpec, Conditions, ConditionSpec, NoSpec, draw
+from irdm.conditions import ClassSpec, Conditions, ConditionSpec, NoSpec
 from irdm.data import Dataset
-from irdm.data.base import Shape, Split
-from irdm.distributed import Ranks
+from irdm.data.base import Shape
 from irdm.encoders import Battery
-from irdm.evaluation import (
-    EvaluationConfig,
-    Real,
-    Result,
-    embed,
-    evaluate_tables,
-    gallery,
-    read_result,
-    real_of,
-    write_result,
-    write_samples,
-)
 from irdm.fields import UsageError, validate
-from irdm.files import locked, read_manifest, visible, write_manifest
+from irdm.files import read_manifest, visible, write_manifest
 from irdm.generate import Drawn
 from irdm.generators import Generator
-from irdm.images import image_grid, save_png
-from irdm.metrics.tables import row_order
 from irdm.presets import RunConfig
-from irdm.reference import OpenReference, Reference, open_reference
+from irdm.reference import OpenReference, Reference
 
-__all__ = ["LoadedRun", "cache_dir", "claim_run", "evaluate_run", "load_run", "read_config", "resolve_device"]
+__all__ = ["LoadedRun", "cache_dir", "claim_run", "load_run", "read_config", "resolve_device"]
 
 CONFIG, RECORD, RESULT = "config.json", "reference.json", "result.json"
 AGAIN = "Repeat the run's own `irdm train` to write it again."
@@ -212,234 +193,6 @@ def load_run(run: Path, device: str | None = None) -> LoadedRun:
     return LoadedRun(
         run, config, generator, device, checkpoint.step, spec, shape, record, checkpoint.files["ema"]["sha256"]
     )
-
-
-def evaluate_run(
-    run: Path,
-    reference: Path | None = None,
-    out: Path | None = None,
-    *,
-    config: EvaluationConfig | None = None,
-    names: tuple[str, ...] | None = None,
-    weights: Path | None = None,
-    count: int | None = None,
-    device: str | None = None,
-    ranks: Ranks | None = None,
-    is_locked: bool = False,
-    training: dict[str, Any] | None = None,
-    seconds: dict[str, float] | None = None,
-    command: str | None = None,
-    progress: Callable[[str], None] = print,
-) -> Result | None:
-    """Judge the averaged weights of a run; write result.json, samples.npz, a picture and report.html into `out`.
-
-    Under torchrun every rank calls this and draws and embeds its share; the main rank judges and returns the result.
-
-    Args:
-        run: the run directory.
-        reference: a reference's directory, or another run's, whose real images are compared with; None takes the run's
-            own data or reference, and `out` is then the run itself.
-        out: where the result goes; needed with a reference.
-        config: how to judge; None as the run's configuration says.
-        names: only these encoders; means are then partial, and say so.
-        weights: folder of the weights of pretrained encoders.
-        count: images to draw; None is `config.draws` full draws.
-        device: where to compute; None as the run's configuration says.
-        ranks: this process among its peers.
-        is_locked: the caller holds the directory already.
-        training: what the trainer says of itself; None keeps what the earlier result says.
-        seconds: what each phase before took; None keeps those of the earlier result.
-        command: what the user typed; a run judged again on its own keeps that of its training.
-        progress: receives a line of text now and then.
-
-    Raises:
-        ValueError: for a run that cannot be opened, data that changed, a reference of images of another shape.
-    """
-    from irdm.report import write_report
-
-    began, ranks, target = time.monotonic(), ranks or Ranks(), out or run
-    loaded = load_run(run, device)
-    earlier = _earlier(target / RESULT)
-    if target == run and training is None and earlier and earlier.command:
-        command = earlier.command  # a run goes on saying how it was made
-    config = config or loaded.config.evaluation or EvaluationConfig()
-    with nullcontext() if is_locked or not ranks.is_main else locked(target, "evaluated"):
-        with ranks.together():
-            against = open_real(
-                reference, loaded, config, names, weights, ranks=ranks, device=loaded.device, progress=progress
-            )
-            real = against.real
-            if loaded.image_shape != against.image_shape:
-                raise ValueError(
-                    f"{run} draws images {list(loaded.image_shape)}, but the reference is of images "
-                    f"{list(against.image_shape)}. Write images with `irdm sample {run} --format files` and judge "
-                    "that folder: it is brought to the reference's size."
-                )
-            asked = real.train.conditions
-            if asked.spec != loaded.spec:
-                asked = loaded.dataset.train.conditions
-            conditions = conditions_to_judge(asked, len(real.val), config, count)
-        generated = loaded.drawn(conditions, config.seed)
-        encoders = dict(against.battery.encoders.items())
-        table = embed(
-            generated, encoders, micro_batch=config.micro_batch, device=loaded.device, ranks=ranks, progress=progress
-        )
-        if not ranks.is_main:
-            return None
-        spent = {**(seconds or (earlier.seconds if earlier else {}))}
-        total = spent.pop("this_call", 0.0)
-        result = evaluate_tables(
-            table,
-            real,
-            config,
-            source={"path": str(run), "images": len(generated), "fingerprint": generated.fingerprint},
-            reference=against.about,
-            missing=against.missing,
-            step=loaded.step,
-            training=training or (earlier.training if earlier else None),
-            hardware=_hardware(loaded.device),
-            seeds={
-                "run": loaded.config.seed,
-                "battery": getattr(loaded.config.battery, "seed", None),
-                "evaluation": config.seed,
-            },
-            command=command or f"irdm eval {run}",
-            progress=progress,
-        )
-        spent["evaluate"] = time.monotonic() - began
-        parts = sum(spent.get(name, 0.0) for name in ("encoders", "reference", "train", "evaluate"))
-        spent["total"] = max(parts, total + spent["evaluate"])
-        result = result.model_copy(update={"seconds": spent})
-        shown = gallery(generated, against.pictures, against.train_pictures, config.gallery, config.seed)
-        write_samples(target / "samples.npz", shown)
-        pictures = torch.from_numpy(shown["generated"]).float() / 255
-        save_png(target / "samples" / "final.png", image_grid(pictures, config.gallery))
-        write_result(target / RESULT, result)
-        write_report(target)
-        return result
-
-
-def conditions_to_judge(
-    train: Conditions, held_out: int, config: EvaluationConfig, count: int | None = None
-) -> Conditions:
-    """What a generator that is judged is asked for: `count` conditions of train rows, in their proportions.
-
-    Without a count, `config.draws` times as many as one ratio compares with so many held-out images.
-    """
-    count = count or config.draws * min(config.rows, len(train), held_out // 2)
-    return train[draw(train, count, "evaluate", config.seed)]
-
-
-def judged_images(loaded: LoadedRun) -> Drawn:
-    """The images that `evaluate_run` judges on the run's own data or reference, in their order."""
-    config = loaded.config.evaluation or EvaluationConfig()
-    if loaded.config.reference is not None:
-        real = open_reference(loaded.config.reference).real()
-        train, held_out = real.train.conditions, len(real.val)
-    else:
-        dataset = loaded.dataset
-        rows = row_order(len(dataset.train), config.seed)[: config.table_rows]
-        train, held_out = dataset.train.conditions[rows], min(len(dataset.val), config.table_rows)
-    return loaded.drawn(conditions_to_judge(train, held_out, config), config.seed)
-
-
-@dataclass(frozen=True)
-class Against:
-    """What images are compared with: the real side, the encoders that made it, and what a result says of both."""
-
-    real: Real
-    battery: Battery
-    name: str
-    counts: tuple[int, int]
-    """Images of train and of val."""
-    image_shape: Shape
-    missing: tuple[str, ...]
-    """Encoders that are there and were not asked for."""
-    pictures: Split
-    """Some val images, for people."""
-    train_pictures: Split | None
-    """The train images, where they are at hand."""
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """`Result.reference`."""
-        train, val = self.counts
-        return {"name": self.name, "train": train, "val": val, "size": list(self.image_shape)}
-
-
-def open_real(
-    reference: Path | None,
-    own: LoadedRun | None,
-    config: EvaluationConfig,
-    names: tuple[str, ...] | None = None,
-    weights: Path | None = None,
-    *,
-    ranks: Ranks | None = None,
-    device: str = "cpu",
-    progress: Callable[[str], None] = lambda text: None,
-) -> Against:
-    """The real side that a path stands for: a reference, or a run, which stands for its own; None is `own`.
-
-    Raises ValueError for what cannot be opened, and for a reference that is not the one a run was trained against.
-    """
-    ranks = ranks or Ranks()
-    if reference is not None and (reference / CONFIG).exists():
-        own, reference = load_run(reference, device), None
-    if own is not None:
-        weights = weights or getattr(own.config.battery, "weights", None)
-    if own is not None and reference is None:
-        device, reference = own.device, own.config.reference
-        if reference is None:
-            return _own_data(own, config, names, weights, ranks, progress)
-    assert reference is not None, "a reference or a run"
-    opened = open_reference(reference, device)
-    recorded = own.recorded.get("reference") if own is not None and own.config.reference == reference else None
-    if own is not None and recorded is not None and recorded["address"] != opened.address:
-        raise ValueError(f"{reference} is not the reference that {own.path} was trained against; build that again.")
-    battery = opened.battery(names, weights)
-    used = tuple(battery.encoders.keys())
-    return Against(
-        opened.real(used),
-        battery,
-        opened.name,
-        (opened.plan["train"]["count"], opened.plan["val"]["count"]),
-        opened.image_shape,
-        tuple(name for name in opened.names if name not in used),
-        opened.samples(),
-        None,
-    )
-
-
-def _own_data(
-    own: LoadedRun,
-    config: EvaluationConfig,
-    names: tuple[str, ...] | None,
-    weights: Path | None,
-    ranks: Ranks,
-    progress: Callable[[str], None],
-) -> Against:
-    """A run's own images, embedded now by its own encoders."""
-    dataset, device = own.dataset, own.device
-    battery = ranks.main_first(lambda: build_battery(own.config, dataset, None, device, progress))
-    battery, missing = battery.only(names)
-    real = real_of(dataset, battery, config, device=device, weights=weights, ranks=ranks, progress=progress)
-    counts, name = (len(dataset.train), len(dataset.val)), f"the data of {own.path.resolve().name}"
-    return Against(real, battery, name, counts, dataset.image_shape, missing, dataset.val, dataset.train)
-
-
-def _earlier(path: Path) -> Result | None:
-    """The result that is there, to keep what it says of training; a damaged one is written anew."""
-    try:
-        return read_result(path) if path.exists() else None
-    except ValueError as error:
-        print(f"warning: {error} It is written anew; what it said of training is lost.")
-        return None
-
-
-def _hardware(device: str) -> str:
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
 def _flat(value: dict, prefix: str = "") -> dict[str, object]:

@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from irdm.against import judged_images
 from irdm.evaluation import EvaluationConfig
 from irdm.files import visible, write_atomic
 from irdm.generate import Drawn
 from irdm.images import image_grid, save_png
-from irdm.run import judged_images, load_run
+from irdm.run import load_run
 
 MANY = 20  # classes; more than that are not all drawn unless they are asked for
 EACH = 10  # images of a class when no count is given

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from irdm.against import evaluate_run
 from irdm.build import (
     build_battery,
     build_generator,
@@ -37,7 +38,7 @@ from irdm.objective import Objective
 from irdm.ops.sampling import normal_rows, seed_for
 from irdm.presets import RunConfig
 from irdm.process import interruptible, keep_freed_memory
-from irdm.run import check_record, claim_run, evaluate_run, record_of, write_record
+from irdm.run import check_record, claim_run, record_of, write_record
 
 
 def train(config: RunConfig, out: Path, command: str = "irdm train") -> Result | None:

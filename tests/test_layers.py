@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1] / "irdm"
 
 # From the ground up. A part imports from lines above its own; parts on one line are strangers to each other.
 LAYERS = (
-    {"config", "ops", "files", "memory", "distributed", "features", "ema", "fields", "process"},
+    {"config", "ops", "files", "memory", "distributed", "features", "ema", "fields", "process", "progress"},
     {"conditions", "log", "checkpoint", "images", "controller", "gradcache", "overrides", "errors"},
     {"distances", "metrics", "generators", "data"},
     {"encoders", "generate", "objective"},
@@ -20,6 +20,7 @@ LAYERS = (
     {"presets", "compare", "report"},
     {"build", "estimate"},
     {"run", "check"},
+    {"against"},
     {"train", "sample"},
     {"experiments"},
     {"commands"},
@@ -27,7 +28,7 @@ LAYERS = (
     {"__main__"},
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
-TRAINING = {"distances", "reference", "objective", "controller", "gradcache", "build", "run", "train"}
+TRAINING = {"distances", "reference", "objective", "controller", "gradcache", "build", "run", "against", "train"}
 
 
 def part_of(path: Path) -> str:

@@ -80,7 +80,7 @@ def run(given: Eval, command: str) -> int:
     out = given.out or (_named(given.source, reference) if reference else given.source)
     shared = {"config": config, "ranks": ranks, "command": command, "progress": say, "device": device}
     if is_run:
-        from irdm.run import evaluate_run
+        from irdm.against import evaluate_run
 
         result = evaluate_run(
             given.source,
@@ -132,10 +132,10 @@ def _judge_source(
     device: str,
 ) -> Result | None:
     """A folder or an archive against a reference or a run."""
+    from irdm.against import open_real
     from irdm.data.sources import open_source
     from irdm.evaluation import evaluate_source
     from irdm.report import write_report
-    from irdm.run import open_real
 
     with ranks.together():
         source = open_source(given.source)

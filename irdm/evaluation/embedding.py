@@ -5,8 +5,7 @@ Letters: n rows, k rows of a share.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -21,9 +20,8 @@ from irdm.metrics.base import EvaluationConfig
 from irdm.metrics.tables import Real, Table, row_order
 from irdm.ops.gaussian import Moments
 from irdm.ops.rows import row_blocks
+from irdm.progress import Meter, Say, silent
 from irdm.store.real import real_identity
-
-EVERY = 5  # seconds between two lines of progress
 
 
 def embed(
@@ -34,7 +32,7 @@ def embed(
     device: str | torch.device = "cpu",
     rows: Int64[Tensor, " n"] | None = None,
     ranks: Ranks | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Say | None = None,
 ) -> Table:
     """The features of all images of a split, or of some rows in their order, with their conditions.
 
@@ -42,15 +40,12 @@ def embed(
     on the device, as the encoders must. Raises ValueError for an image that cannot be used, or NaN from an encoder.
     """
     rows = torch.arange(len(split)) if rows is None else rows
-    ranks, say = ranks or Ranks(), progress or (lambda text: None)
+    ranks = ranks or Ranks()
     own, parts = rows[ranks.share(len(rows))], []
-    began = said = time.monotonic()
+    count = Meter("features", len(own), "images", progress)
     for part in own.split(micro_batch):
         parts.append(extract(encoders, split.read(part).to(device), micro_batch))
-        done, now = sum(len(part) for part in own.split(micro_batch)[: len(parts)]), time.monotonic()
-        if now - said >= EVERY and done < len(own):
-            said, rate = now, done / (now - began)
-            say(f"features of {done} / {len(own)} images, {rate:.0f} images/s, {(len(own) - done) / rate:.0f} s left")
+        count(len(part))
     features = {name: torch.cat([part[name] for part in parts]) for name in encoders}
     if ranks.size > 1:
         features = {name: ranks.gather(table)[0] for name, table in features.items()}
@@ -65,13 +60,13 @@ def real_of(
     device: str | torch.device = "cpu",
     weights: Path | None = None,
     ranks: Ranks | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Say | None = None,
 ) -> Real:
     """The real side of a dataset in memory: what a reference on disk of the same images and seed is.
 
     `weights` is the folder of the weights of pretrained encoders, whose hashes are part of the identity.
     """
-    encoders, say = dict(battery.encoders.items()), progress or (lambda text: None)
+    encoders, say = dict(battery.encoders.items()), progress or silent
 
     def table(split: Split, rows: Tensor) -> Table:
         return embed(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import load_file, save
 
+from irdm.against import conditions_to_judge
 from irdm.controller import ControllerConfig
 from irdm.data import Dataset
 from irdm.distances import DriftingConfig, NystromMMDConfig
@@ -25,7 +26,7 @@ from irdm.generate import Drawn
 from irdm.generators import Generator
 from irdm.ops.sampling import generator_for
 from irdm.presets import digits
-from irdm.run import cache_dir, conditions_to_judge, load_run
+from irdm.run import cache_dir, load_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,7 +6,6 @@ What a store holds is described in `irdm.store.reader`. Letters: n rows, k rows 
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -35,6 +34,7 @@ from irdm.files import (
     write_tensors,
 )
 from irdm.metrics.tables import row_order
+from irdm.progress import Meter, Say, silent
 from irdm.store.reader import IDENTITY, ROWS_FILE, FeatureStore, features_file, shard_folder, state_of
 
 SHARD_ROWS = 65_536
@@ -50,7 +50,7 @@ def build_store(
     micro_batch: int = 256,
     device: str = "cpu",
     ranks: Ranks | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Say | None = None,
     identity: Mapping[str, str] | None = None,
     shard_rows: int = SHARD_ROWS,
     thorough: bool = False,
@@ -82,7 +82,7 @@ def build_store(
     """
     if micro_batch < 1 or shard_rows < 1:
         raise ValueError(f"Got micro_batch {micro_batch} and shard_rows {shard_rows}; expected at least 1 of each.")
-    path, ranks, say = Path(path), ranks or Ranks(), progress or (lambda text: None)
+    path, ranks, say = Path(path), ranks or Ranks(), progress or silent
     say(f"reading {len(split)} images for their fingerprint")
     what = store_identity(split, encoders, seed=seed, identity=identity, shard_rows=shard_rows)
     address, finished = hash_of(what), False
@@ -101,7 +101,7 @@ def build_store(
         with ranks.together():
             if ranks.is_main:
                 (path / MANIFEST).unlink(missing_ok=True)
-            count = _Counter(sum(len(order[shard]) for shard in todo), say)
+            count = Meter("features", sum(len(order[shard]) for shard in todo), "images", say)
             for shard in todo:
                 folder = shard_folder(path, shard)
                 _write_shard(folder, address, order[shard], split, encoders, micro_batch, device, count)
@@ -150,24 +150,6 @@ class _Matrix:
 
     def append(self, block: Float[Tensor, "k d"]) -> None:
         self._file.write(block.cpu().numpy().astype("<f4").tobytes())
-
-
-class _Counter:
-    """Says how many images of a total are done, how many a second, and how long the rest takes."""
-
-    def __init__(self, total: int, say: Callable[[str], None]):
-        self._total, self._say, self._done = total, say, 0
-        self._began = self._said = time.monotonic()
-
-    def __call__(self, images: int) -> None:
-        self._done += images
-        now = time.monotonic()
-        if now - self._said >= 5 or self._done == self._total:
-            self._said = now
-            rate = self._done / max(now - self._began, 1e-9)
-            left = (self._total - self._done) / rate
-            minutes = f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"
-            self._say(f"features of {self._done} / {self._total} images, {rate:.0f} images/s, {minutes} left")
 
 
 def _write_shard(
@@ -222,7 +204,7 @@ def _finished(path: Path, identity: dict[str, Any], thorough: bool) -> bool:
         return False  # it is built or repaired
 
 
-def _kept(folder: Path, address: str, say: Callable[[str], None]) -> bool:
+def _kept(folder: Path, address: str, say: Say) -> bool:
     """Whether a shard is there, whole to the byte, and of this store."""
     if not folder.exists():
         return False

@@ -120,10 +120,10 @@ def test_ranks_embed_a_share_each(unchecked):
 
 
 def test_a_long_embedding_says_how_far_it_is(monkeypatch):
-    monkeypatch.setattr("irdm.evaluation.embedding.EVERY", 0)
+    monkeypatch.setattr("irdm.progress.EVERY", 0)
     said = []
     embed(DATA.val, ENCODERS, micro_batch=200, progress=said.append)
-    assert said[0].startswith(f"features of 200 / {len(DATA.val)} images, ") and said[0].endswith(" s left")
+    assert said[0].startswith(f"features: 200 of {len(DATA.val)} images, ") and said[0].endswith(" left")
 
 
 def test_the_real_side_holds_a_random_part_and_the_moments_of_all(real):
