@@ -35,17 +35,19 @@ def label_accuracy(generated: Table, real: Real, config: EvaluationConfig) -> di
         near = nearest_neighbours(Picked(pool.table.features[name], rows), real.train.features[name], k)[1]
         return (vote(known.labels[near]) == wanted.labels).double()
 
-    found = {name: hits(name, pools.generated) for name in generated.features}
-    fold = folds(len(next(iter(found.values()))), config.seed)
+    def replicates(pool: Pool) -> dict[str, Float64[Tensor, " k"]]:
+        of_rows = {name: hits(name, pool) for name in generated.features}
+        return {name: fold_means(rows, folds(len(rows), config.seed)) for name, rows in of_rows.items()}
+
     score = score_of(
         "label accuracy",
         "higher",
         f"Share of images for which a vote of the {k} nearest train images finds the class that was asked for.",
-        {name: fold_means(rows, fold) for name, rows in found.items()},
+        replicates(pools.generated),
         real.held_out,
-        controls={name: hits(name, pools.val).mean().item() for name in found},
+        controls=replicates(pools.val),
         limits=(0.0, 1.0),
-        notes={"neighbours": k, "rows": len(fold), "law": pools.law},
+        notes={"neighbours": k, "rows": min(config.manifold_rows, len(pools.generated)), "law": pools.law},
     )
     return {"label_accuracy": score}
 

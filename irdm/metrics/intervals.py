@@ -1,8 +1,9 @@
-"""How sure a score is: replicates, their intervals, and the score over encoders that metrics return.
+"""How sure a score is: replicates, intervals, chances, and the score over encoders that metrics return.
 
-Replicates (see `irdm.metrics.score`) come from the jackknife over K random folds of the generated rows (Quenouille,
-1956; pseudo-values moved so that their mean is the score itself, not its bias-corrected value). All of it is about the
-generated side: the real rows are given.
+Replicates (see `irdm.metrics.score`) come from the jackknife over K random folds of the judged rows (Quenouille, 1956;
+pseudo-values moved so that their mean is the score itself, not its bias-corrected value). An interval is about the
+judged side, the real rows are given. A chance (`p_real`) counts both: the replicates of the judged rows and those of
+the fresh real rows in their place.
 
 Letters: n rows, k replicates or folds, e encoders.
 """
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float64, Int64
+from scipy import special
 from torch import Tensor
 
 from irdm.metrics.score import Direction, Estimate, Interval, Score, grouped
@@ -47,27 +49,76 @@ def fold_means(rows: Float64[Tensor, " n"], fold: Int64[Tensor, " n"]) -> Float6
     return jackknife(rows.mean().item(), (sums.sum() - sums) / (len(rows) - torch.bincount(fold, minlength=count)))
 
 
-def student(replicates: int) -> float:
-    """The two-sided 95% point of Student's t with `replicates` - 1 degrees of freedom, at least 3.
+def student(freedom: float) -> float:
+    """The two-sided 95% point of Student's t."""
+    return float(special.stdtrit(freedom, 0.975))
 
-    By the expansion in 1/freedom (Abramowitz and Stegun 26.7.5): within 1% from 3 degrees of freedom, 0.1% from 5.
-    """
-    freedom = replicates - 1
-    assert freedom >= 3, f"{replicates} replicates"
-    z = NormalDist().inv_cdf(0.975)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + sum(term / freedom**power for power, term in enumerate(terms, start=1))
+
+def standard_error(replicates: Float64[Tensor, " k"]) -> float:
+    """Of the score whose replicates these are."""
+    return replicates.std().item() / math.sqrt(len(replicates))
 
 
 def interval(replicates: Float64[Tensor, " k"]) -> Interval:
-    """Student's 95% interval of the score whose replicates these are (at least four): (low, high)."""
-    half = student(len(replicates)) * replicates.std().item() / math.sqrt(len(replicates))
+    """Student's 95% interval of the score whose replicates these are (at least two): (low, high)."""
+    half = student(len(replicates) - 1) * standard_error(replicates)
     return replicates.mean().item() - half, replicates.mean().item() + half
+
+
+def together(*parts: tuple[float, float]) -> tuple[float, float]:
+    """Standard error and degrees of freedom of a sum of independent parts (Welch, Satterthwaite).
+
+    Args:
+        parts: standard error and degrees of freedom of each.
+    """
+    variance = sum(error**2 for error, _ in parts)
+    spread = sum(error**4 / freedom for error, freedom in parts)
+    return math.sqrt(variance), variance**2 / spread if spread > 0 else min(freedom for _, freedom in parts)
+
+
+def chance(difference: float, error: float, freedom: float, direction: Direction = "real") -> float:
+    """Probability that chance alone makes a difference at least as far on the bad side, by Student's t.
+
+    Args:
+        difference: of a score to what is expected.
+        error: standard error of it.
+        freedom: degrees of freedom of the error.
+        direction: which side is bad: above for "lower", below for "higher", both for "real".
+    """
+    if not error > 0:
+        return 1.0 if difference == 0 or (difference < 0) == (direction == "lower") and direction != "real" else 0.0
+    t = difference / error
+    if direction == "real":
+        return float(2 * special.stdtr(freedom, -abs(t)))
+    return float(special.stdtr(freedom, -t if direction == "lower" else t))
+
+
+def holm(chances: Mapping[str, float], weights: Mapping[str, float] | None = None) -> dict[str, float]:
+    """p-values corrected for their number: all below 0.05 together err in at most 5% (Holm, 1979).
+
+    Args:
+        chances: p-values by name.
+        weights: shares of the 5% that each may spend, summing to 1 or less; all alike if not given.
+    """
+    shares = weights or dict.fromkeys(chances, 1 / max(1, len(chances)))
+    corrected, left, most = {}, sum(shares[name] for name in chances), 0.0
+    for name in sorted(chances, key=lambda name: chances[name] / shares[name]):
+        most = max(most, min(1.0, chances[name] * left / shares[name]))
+        corrected[name], left = most, left - shares[name]
+    return {name: corrected[name] for name in chances}
+
+
+def worst(score: Score) -> tuple[str, float] | None:
+    """The encoder under which fresh real images would least often look as bad, and how often the worst of them would.
+
+    The second is corrected for the number of encoders (Bonferroni's bound; it needs no independence). None when no
+    encoder has a `p_real`.
+    """
+    known = {name: found.p_real for name, found in score.encoders.items() if found.p_real is not None}
+    if not known:
+        return None
+    name = min(known, key=known.__getitem__)
+    return name, min(1.0, len(known) * known[name])
 
 
 def bootstrap_interval(values: Float64[Tensor, " k"], seed: int, resamples: int = 2000) -> Interval:
@@ -77,7 +128,7 @@ def bootstrap_interval(values: Float64[Tensor, " k"], seed: int, resamples: int 
     percentile interval of Hesterberg, 2015): the plain ones are too narrow for few values.
     """
     count = len(values)
-    level = NormalDist().cdf(-math.sqrt(count / (count - 1)) * student(count))
+    level = NormalDist().cdf(-math.sqrt(count / (count - 1)) * student(count - 1))
     generator = generator_for("metrics", "bootstrap", seed)
     at_once = max(1, 1_000_000 // count)  # all draws would be resamples x k numbers
     sizes = [min(at_once, resamples - start) for start in range(0, resamples, at_once)]
@@ -93,7 +144,7 @@ def score_of(
     replicates: Mapping[str, Float64[Tensor, " k"]],
     held_out: Sequence[str],
     *,
-    controls: Mapping[str, float] | None = None,
+    controls: Mapping[str, Float64[Tensor, " k"] | float] | None = None,
     limits: tuple[float, float] = (-math.inf, math.inf),
     details: Mapping[str, Mapping[str, Any]] | None = None,
     means: bool = True,
@@ -107,7 +158,8 @@ def score_of(
         says: as in Score.
         replicates: of each encoder, of the same rows.
         held_out: those that did not train the generator.
-        controls: the same score of fresh real images, by encoder.
+        controls: replicates of the same score of fresh real images, by encoder. A number alone where its error is not
+            known; then neither is `p_real`.
         limits: between which the score must lie: intervals are cut there.
         details: notes of each encoder.
         means: whether encoders have a common scale.
@@ -117,10 +169,19 @@ def score_of(
 
     def estimate(names: Sequence[str]) -> Estimate:
         rows = torch.stack([replicates[name] for name in names]).mean(0)
-        control = None if controls is None else sum(controls[name] for name in names) / len(names)
         # 0.0 is added to make -0.0 zero
         value, *ends = (min(max(x, low), high) + 0.0 for x in (rows.mean().item(), *interval(rows)))
-        return Estimate(value=value, ci95=(ends[0], ends[1]), control=control, replicates=tuple(rows.tolist()))
+        found = Estimate(value=value, ci95=(ends[0], ends[1]), replicates=tuple(rows.tolist()))
+        if controls is None:
+            return found
+        given = [torch.as_tensor(controls[name], dtype=torch.float64) for name in names]
+        if any(real.ndim == 0 for real in given):
+            return found.model_copy(update={"control": sum(real.mean().item() for real in given) / len(given)})
+        real = torch.stack(given).mean(0)
+        sides = [(standard_error(side), len(side) - 1) for side in (rows, real)]
+        control = {"control": real.mean().item() + 0.0, "control_error": sides[1][0]}
+        p_real = chance(value - control["control"], *together(*sides), direction)
+        return found.model_copy(update=control | {"p_real": p_real})
 
     return over_encoders(label, direction, says, list(replicates), held_out, estimate, details, means, notes)
 

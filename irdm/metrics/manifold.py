@@ -44,7 +44,8 @@ def precision_recall_density_coverage(generated: Table, real: Real, config: Eval
 
     Each pair of rows is compared once per encoder and no n x m matrix is held. At most `manifold_rows` of each side are
     compared, and of the judged ones no more than there are val rows, since the control puts as many of those in their
-    place. The intervals are those of the judged rows, given the real ones: jackknife over 10 folds.
+    place. The intervals are those of the judged rows, given the real ones: jackknife over 10 folds. So is the error of
+    the control.
 
     Raises ValueError naming an encoder with too few rows for `neighbours`.
     """
@@ -53,14 +54,13 @@ def precision_recall_density_coverage(generated: Table, real: Real, config: Eval
     train = pools.train.sample(most, "manifold", seed)
     fresh = pools.val.sample(len(judged), "manifold", seed)
     replicates: dict[str, dict[str, Tensor]] = {metric: {} for metric in SAYS}
-    controls: dict[str, dict[str, float]] = {metric: {} for metric in SAYS}
+    controls: dict[str, dict[str, Tensor]] = {metric: {} for metric in SAYS}
     for name, rows in generated.features.items():
         manifold = _Manifold(name, Picked(real.train.features[name], train), config.neighbours)
         found = manifold.scores(Picked(rows, judged), folds(len(judged), seed))
         other = manifold.scores(Picked(real.val.features[name], fresh), folds(len(fresh), seed))
-        for metric, (value, without) in found.items():
-            replicates[metric][name] = jackknife(value, without)
-            controls[metric][name] = other[metric][0]
+        for metric in SAYS:
+            replicates[metric][name], controls[metric][name] = jackknife(*found[metric]), jackknife(*other[metric])
     sizes = {"rows": len(judged), "real_rows": len(train), "control_rows": len(fresh)}
     notes = {"neighbours": config.neighbours, **sizes, "law": pools.law}
     return {

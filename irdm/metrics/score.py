@@ -25,6 +25,8 @@ class Estimate(Config):
     """95% interval."""
     control: float | None = None
     """What fresh real images score in the place of the judged ones."""
+    control_error: float | None = None
+    """Standard error of the control. None where it is not known."""
     p_real: float | None = None
     """Probability that fresh real images in their place score at least as far on the bad side: below, or above, or, for
     a score whose best value is that of real images, on either side. None where it is not known."""

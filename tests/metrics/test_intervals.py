@@ -7,12 +7,50 @@ import pytest
 import scipy.stats
 import torch
 
-from irdm.metrics.intervals import bootstrap_interval, fold_means, folds, interval, jackknife, score_of, student
+from irdm.metrics.intervals import (
+    bootstrap_interval,
+    chance,
+    fold_means,
+    folds,
+    holm,
+    interval,
+    jackknife,
+    score_of,
+    standard_error,
+    student,
+    together,
+    worst,
+)
+from irdm.metrics.score import Estimate, Score
 
 
-@pytest.mark.parametrize("freedom", [3, 4, 5, 7, 9, 30, 1000])
-def test_students_quantile(freedom):
-    assert student(freedom + 1) == pytest.approx(scipy.stats.t.ppf(0.975, freedom), rel=0.01 if freedom < 5 else 1e-3)
+def test_chances_are_those_of_scipy():
+    one, two = np.random.default_rng(0).normal([[0.0], [0.5]], [[1.0], [2.0]], (2, 12))
+    sides = [(standard_error(torch.from_numpy(side)), 11) for side in (one, two)]
+    error, freedom = together(*sides)
+    for direction, alternative in (("real", "two-sided"), ("lower", "greater"), ("higher", "less")):
+        expected = scipy.stats.ttest_ind(one, two, equal_var=False, alternative=alternative).pvalue
+        assert chance(one.mean() - two.mean(), error, freedom, direction) == pytest.approx(expected, rel=1e-6)
+    assert student(9) == pytest.approx(scipy.stats.t.ppf(0.975, 9))
+
+
+def test_without_an_error_a_difference_is_certain():
+    assert [chance(d, 0.0, 9, "real") for d in (-1, 0, 1)] == [0, 1, 0]
+    assert [chance(d, 0.0, 9, "lower") for d in (-1, 0, 1)] == [1, 1, 0]
+    assert [chance(d, 0.0, 9, "higher") for d in (-1, 0, 1)] == [0, 1, 1]
+
+
+def test_holm_is_that_of_scipy_and_weights_are_shares_of_the_error():
+    found = holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005})
+    assert found == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06, "d": 0.02})  # Holm's textbook step by step
+    weighted = holm({"first": 0.02, "x": 0.02, "y": 0.9}, {"first": 0.5, "x": 0.25, "y": 0.25})
+    assert weighted == pytest.approx({"first": 0.04, "x": 0.04, "y": 0.9})  # then x has the rest: 0.02 * 0.5 / 0.25
+
+
+def test_the_worst_encoder_is_corrected_for_their_number():
+    estimates = {name: Estimate(value=1, p_real=p) for name, p in (("a", 0.5), ("b", 0.01), ("c", None))}
+    assert worst(Score(label="x", direction="lower", says="", encoders=estimates)) == ("b", 0.02)
+    assert worst(Score(label="x", direction="lower", says="", encoders={"c": estimates["c"]})) is None
 
 
 def test_the_interval_of_replicates_is_that_of_scipy():
@@ -68,3 +106,26 @@ def test_nothing_leaves_the_limits_of_a_score_and_zero_has_no_sign():
     assert found.value == 0 and found.ci95 == (0, 0.3)
     assert "-" not in f"{found.value:.2f} {found.ci95[0]:.2f}"
     assert found.replicates == tuple(wild.tolist()), "differences of replicates need them as they are"
+
+
+@pytest.mark.parametrize("direction", ["real", "lower", "higher"])
+def test_the_chance_of_real_images_is_calibrated(direction):
+    """Shares of 300 judged and of 300 fresh rows of one kind, 600 times: p below a is as likely as a."""
+    hits = torch.from_numpy(np.random.default_rng(1).random((600, 2, 300)) < 0.9).double()
+    fold = folds(300, 0)
+    chances = np.array(
+        [
+            score_of("x", direction, "says", {"a": fold_means(ours, fold)}, [], controls={"a": fold_means(real, fold)})
+            .encoders["a"]
+            .p_real
+            for ours, real in hits
+        ]
+    )
+    for level, most in ((0.05, 45), (0.01, 14)):  # 30 and 6 expected: above has probability 0.005
+        assert level * 600 / 3 <= np.sum(chances < level) <= most
+
+
+def test_a_control_whose_error_is_not_known_gives_no_chance():
+    rows = torch.arange(5.0).double()
+    found = score_of("x", "lower", "says", {"a": rows}, [], controls={"a": 1.0}).mean
+    assert (found.control, found.control_error, found.p_real) == (1.0, None, None)
