@@ -18,6 +18,7 @@ from torch import Tensor
 
 from irdm.conditions import Classes, Conditions, Unconditional, draw
 from irdm.config import Config
+from irdm.progress import Say
 
 Shape = tuple[int, int, int]
 
@@ -29,6 +30,8 @@ class Split(ABC):
     """Where the images are from, for messages."""
     conditions: Conditions
     image_shape: Shape
+    resized: str | None = None
+    """What was done to some image to bring it to `image_shape`, such as "resized to 256 x 256"; None: nothing."""
 
     def __len__(self) -> int:
         return len(self.conditions)
@@ -41,6 +44,9 @@ class Split(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """sha256 of every image and condition, in order."""
+
+    def look(self, progress: Say | None = None) -> None:  # noqa: B027 (most have nothing to look for)
+        """Read every image once, of those that lie in files. Raises ValueError naming each that cannot be used."""
 
     @cached_property
     def digests(self) -> list[bytes]:

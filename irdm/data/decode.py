@@ -26,6 +26,7 @@ PREPROCESSING = "adm-centre-crop/1"  # part of a fingerprint: raise the number w
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # never those that start other programs (EPS)
 TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
 GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
+ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and those of its values that exchange height and width
 MOST_PIXELS = 2**26  # of one image, as stored and as resized: 200 MB of RGB
 PNG_START = b"\x89PNG\r\n\x1a\n"
 
@@ -36,15 +37,17 @@ class Header(NamedTuple):
     height: int
     width: int
     grey: bool
+    alpha: bool
 
 
 def header(data: bytes | NDArray[np.uint8], name: str) -> Header:
-    """Height and width as stored, and whether there is no colour. Raises ValueError naming what is no image."""
+    """Size when upright; without colour; with an alpha channel. Raises ValueError naming what is no image."""
     if not isinstance(data, bytes):
-        return Header(data.shape[0], data.shape[1], data.shape[2] == 1)
+        return Header(data.shape[0], data.shape[1], data.shape[2] == 1, False)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as file:
-            return Header(file.height, file.width, file.mode in GREY)
+            size = (file.width, file.height) if file.getexif().get(ORIENTATION) in TURNED else (file.height, file.width)
+            return Header(*size, file.mode in GREY, _has_alpha(file))
     except MemoryError:
         raise
     except Exception as error:
@@ -108,10 +111,14 @@ def _upright(file: Image.Image) -> Image.Image:
         return _eight_bits(image)
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown range; expected 8 or 16 bits a channel")
-    if image.mode in TRANSPARENT or "transparency" in image.info:
+    if _has_alpha(image):
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode in TRANSPARENT or "transparency" in image.info
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -8,6 +8,7 @@ Letters: n images, c channels, h height, w width.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -26,6 +27,7 @@ from torch import Tensor
 from irdm.conditions import Conditions
 from irdm.data.base import labelled
 from irdm.data.decode import Header, decode, header
+from irdm.progress import Meter, Say
 
 IMAGES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 NOTES = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".md", ".html", ".xml", ".yaml", ".yml", ".log", ".cls")
@@ -44,6 +46,8 @@ class ImageSource(ABC):
     def __init__(self, path: Path, names: Sequence[str], labels: Tensor | None, class_names: Sequence[str]):
         self.path, self.names = path, names
         self.conditions: Conditions = labelled(labels, tuple(class_names), len(names))
+        self._digests: dict[int, bytes] = {}
+        self._looked: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -69,6 +73,25 @@ class ImageSource(ABC):
         found = in_threads(self._header, range(len(self)) if rows is None else rows, block=32)
         return (header for header in found if header is not None)
 
+    def digests(self, rows: Sequence[int]) -> list[bytes]:
+        """sha256 of the content of some images, in order, none decoded: of a file's bytes, or of pixels and shape."""
+        new = [row for row in rows if row not in self._digests]
+        self._digests.update(zip(new, in_threads(lambda row: _sha256(self.read(row)), new), strict=True))
+        return [self._digests[row] for row in rows]
+
+    def look(self, rows: Sequence[int], progress: Say | None = None) -> None:
+        """Read and decode some images once, so that none fails later. Raises ValueError naming all that do."""
+        new = [row for row in rows if row not in self._looked]
+        meter = Meter(f"reading {printable(str(self.path))}", len(new), "images", progress)
+        problems: list[str] = []
+        for row, (digest, problem) in zip(new, in_threads(self._seen, new, block=64), strict=True):
+            self._digests[row] = digest
+            problems += [problem] if problem else []
+            meter()
+        if problems:
+            raise ValueError(_listed(problems, len(new)))
+        self._looked.update(new)
+
     def decoded(
         self,
         rows: Sequence[int],
@@ -92,11 +115,19 @@ class ImageSource(ABC):
             problems = [text for text in in_threads(lambda row: self._problem(row, shape, channels), look) if text]
             if len(problems) < 2:
                 raise
-            listed = "\n  ".join(problems[:MOST_LISTED]) + ("\n  ..." if len(problems) > MOST_LISTED else "")
-            raise ValueError(f"{len(problems)} of {len(look)} images cannot be used:\n  {listed}") from error
+            raise ValueError(_listed(problems, len(look))) from error
 
     def _pixels(self, row: int, shape: tuple[int, int] | None, channels: int) -> Tensor:
         return decode(self.read(row), shape, self.where(row), channels)
+
+    def _seen(self, row: int) -> tuple[bytes, str]:
+        """The sha256 of an image, and what is wrong with it, if anything."""
+        try:
+            content = self.read(row)
+            decode(content, None, self.where(row))
+        except (ValueError, OSError) as error:
+            return b"", str(error)
+        return _sha256(content), ""
 
     def _problem(self, row: int, shape: tuple[int, int] | None, channels: int) -> str:
         try:
@@ -110,6 +141,19 @@ class ImageSource(ABC):
             return header(self.read(row), self.where(row))
         except (ValueError, OSError):
             return None
+
+
+def _listed(problems: Sequence[str], among: int) -> str:
+    if len(problems) == 1:
+        return problems[0]
+    listed = "\n  ".join(problems[:MOST_LISTED]) + ("\n  ..." if len(problems) > MOST_LISTED else "")
+    return f"{len(problems)} of {among} images cannot be used:\n  {listed}"
+
+
+def _sha256(content: bytes | NDArray) -> bytes:
+    return hashlib.sha256(
+        content if isinstance(content, bytes) else repr(content.shape).encode() + content.tobytes()
+    ).digest()
 
 
 def printable(name: str) -> str:

@@ -10,16 +10,16 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float32, Int64
-from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from irdm.data.base import Dataset, Shape, Split, SplitConfig, split_rows
 from irdm.data.decode import PREPROCESSING
-from irdm.data.image_source import ImageSource, in_threads, printable
+from irdm.data.image_source import ImageSource, printable
 from irdm.data.sources import open_source
 from irdm.memory import physical_memory
 from irdm.ops.sampling import generator_for
+from irdm.progress import Say
 
 MOST_SIZES = 4  # in one message
 
@@ -30,6 +30,13 @@ class Pictures(Split):
     def __init__(self, source: ImageSource, rows: Int64[Tensor, " n"], image_shape: Shape):
         self.source, self.rows, self.image_shape = source, rows, image_shape
         self.name, self.conditions = printable(str(source.path)), source.conditions[rows]
+
+    @cached_property
+    def resized(self) -> str | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """None when every image has the height and width of `image_shape` already; looks no further than the first."""
+        _, height, width = self.image_shape
+        own = ((found.height, found.width) for found in self.source.headers(self.rows.tolist()))
+        return None if all(size == (height, width) for size in own) else f"resized to {width} x {height}"
 
     def read(self, rows: Int64[Tensor, " k"]) -> Float32[Tensor, "k c h w"]:
         """Some images, decoded by threads. Raises ValueError naming every image here that cannot be used."""
@@ -55,10 +62,14 @@ class Pictures(Split):
             )
         return self.read(torch.arange(len(self)))
 
+    def look(self, progress: Say | None = None) -> None:
+        """Read and decode every image once."""
+        self.source.look(self.rows.tolist(), progress)
+
     @cached_property
     def digests(self) -> list[bytes]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """sha256 of each file, in order; none is decoded."""
-        return list(in_threads(lambda row: _sha256(self.source.read(row)), self.rows.tolist()))
+        return self.source.digests(self.rows.tolist())
 
     @cached_property
     def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -90,7 +101,7 @@ class ImagesConfig(SplitConfig):
     val: Path | None = None
     """Held-out pictures, beside `train`."""
     size: int | None = Field(default=None, ge=4, le=4096)
-    """Height and width in pixels: the centre square is cropped and resized. None: as they are, if all are alike."""
+    """Height and width in pixels: the centre square is cropped and resized. None: as they are, if of one size."""
     channels: Literal[1, 3] | None = None
     """1 for grey, 3 for colour; None: grey when every picture is."""
 
@@ -117,8 +128,8 @@ class ImagesConfig(SplitConfig):
             parts = {part: self._whole(part, path) for part, path in (("train", self.train), ("val", self.val))}
             _same_classes(*(source for source, _ in parts.values()))
         sources = list(dict.fromkeys(source for source, _ in parts.values()))
-        side = self.size or _side(sources)
-        shape = (self.channels or max(source.channels for source in sources), side, side)
+        height, width = (self.size, self.size) if self.size else _own_size(sources)
+        shape = (self.channels or max(source.channels for source in sources), height, width)
         return Dataset(name, **{part: Pictures(source, rows, shape) for part, (source, rows) in parts.items()})
 
     def _whole(self, part: str, path: Path) -> tuple[ImageSource, Int64[Tensor, " k"]]:
@@ -138,25 +149,19 @@ def _same_classes(train: ImageSource, val: ImageSource) -> None:
         )
 
 
-def _side(sources: Sequence[ImageSource]) -> int:
-    """The one height and width of all images. Raises ValueError when they are not square, or of several sizes."""
+def _own_size(sources: Sequence[ImageSource]) -> tuple[int, int]:
+    """The one height and width of all images. Raises ValueError naming the sizes when there are several."""
     sizes: dict[tuple[int, int], None] = {}
     for source in sources:
         for found in source.headers():
-            sizes[found.width, found.height] = None
+            sizes[found.height, found.width] = None
             if len(sizes) == MOST_SIZES:
                 break
-    if len(sizes) == 1 and (size := next(iter(sizes)))[0] == size[1] >= 4:
-        return size[0]
-    listed = ", ".join(f"{width} x {height}" for width, height in sizes) + (", ..." if len(sizes) == MOST_SIZES else "")
+    if len(sizes) == 1 and min(size := next(iter(sizes))) >= 4:
+        return size
+    listed = ", ".join(f"{width} x {height}" for height, width in sizes) + (", ..." if len(sizes) == MOST_SIZES else "")
     raise ValueError(
-        f"The images of {printable(str(sources[0].path))} are {listed or 'unreadable'}; expected squares of one size. "
-        "Give --data.size, such as --data.size 32: the centre of each is then cropped and resized to it."
+        f"The images of {printable(str(sources[0].path))} are {listed or 'unreadable'}; expected one size, of at least "
+        "4 x 4. Give a size in pixels, such as --size 32 (--data.size 32 to `irdm train`): the centre square of each "
+        "is then cropped and resized to it."
     )
-
-
-def _sha256(content: bytes | NDArray) -> bytes:
-    """Of a file's bytes, or of pixels and their shape."""
-    return hashlib.sha256(
-        content if isinstance(content, bytes) else repr(content.shape).encode() + content.tobytes()
-    ).digest()

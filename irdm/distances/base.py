@@ -22,6 +22,7 @@ from irdm.distances.fitted import Fitted
 from irdm.distances.inputs import JointRows, check_generated, checked_mean, join, true_median
 from irdm.ops.rows import Rows, sample_rows
 from irdm.ops.sampling import generator_for
+from irdm.progress import Say, silent
 
 _BANDWIDTH_ROWS = 10_000  # the median distance is taken over a random sample of this many rows
 
@@ -64,6 +65,7 @@ class Distance(Fitted, ABC, Generic[C]):
     sigma: Tensor
     tau_width: Tensor
     seed: Tensor
+    progress: Say
 
     def __init__(self, config: C | None = None, /, **fields: Any) -> None:
         if config is not None and (fields or not isinstance(config, self.Config)):
@@ -76,19 +78,20 @@ class Distance(Fitted, ABC, Generic[C]):
         for name in ("tau_width", "seed"):
             self.register_buffer(name, torch.zeros((), dtype=torch.int64))
 
-    def fit(self: D, real: Rows, tau: Rows | None = None, *, seed: int = 0) -> D:
+    def fit(self: D, real: Rows, tau: Rows | None = None, *, seed: int = 0, progress: Say = silent) -> D:
         """Freeze the reference; returns the distance itself.
 
         Args:
             real: real features [r, d]: a tensor, or a store read block by block.
             tau: their conditions [r, c], row for row; None compares the marginals.
             seed: of every draw made here and, for a distance that draws at each step, there.
+            progress: receives a line of text now and then.
 
         Raises:
             ValueError: when the rows are not [r, d] with r >= 2, hold a NaN or an infinity, do not match tau, or do not
                 vary although a bandwidth is needed.
         """
-        device, mean = self.center.device, checked_mean(real, tau)
+        self.progress, device, mean = progress, self.center.device, checked_mean(real, tau)
         self.center = mean.to(device, torch.promote_types(real[0:1].dtype, torch.float32))
         self.seed = torch.tensor(seed, dtype=torch.int64, device=device)
         median = true_median(sample_rows(real, _BANDWIDTH_ROWS, generator_for(seed, "bandwidth")), self.center)

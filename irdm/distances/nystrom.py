@@ -13,6 +13,7 @@ from irdm.ops.embedding import kernel_means, nystrom_coefficients
 from irdm.ops.kmeans import kmeans
 from irdm.ops.rows import Rows, row_blocks, sample_rows
 from irdm.ops.sampling import generator_for
+from irdm.progress import Meter
 
 
 class NystromMMDConfig(PairwiseConfig):
@@ -55,7 +56,9 @@ class NystromMMD(PairwiseMMD[NystromMMDConfig]):
             self.alpha = self.landmarks.new_full((len(kernel.gammas), len(real)), 1 / len(real))
             return
         pool = sample_rows(real, max(self.config.kmeans_rows, count), generator_for(seed, "k-means rows"))
-        self.landmarks = kmeans(pool, count, generator_for(seed, "k-means centres"), self.config.kmeans_iterations)
+        iterations = self.config.kmeans_iterations
+        tick = Meter("k-means", iterations, "iterations", self.progress)
+        self.landmarks = kmeans(pool, count, generator_for(seed, "k-means centres"), iterations, tick=tick)
         means = kernel_means(self.landmarks, row_blocks(real), kernel)
         alpha, offset = nystrom_coefficients(self.landmarks, means, kernel)
         self.alpha = alpha.to(self.landmarks)

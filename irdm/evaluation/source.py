@@ -6,7 +6,7 @@ Letters: n images.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from irdm.data.base import Shape, Split
+from irdm.data.checks import check_judged, handling
 from irdm.data.image_source import ImageSource, printable
 from irdm.data.images import pictures_like
 from irdm.distributed import Ranks
@@ -25,12 +26,10 @@ from irdm.metrics.base import EvaluationConfig, Picked
 from irdm.metrics.pickscore import PickScore, pickscore
 from irdm.metrics.score import Score
 from irdm.metrics.tables import Real, Table
-from irdm.ops.sampling import generator_for, sample_indices
+from irdm.progress import Say, silent
 from irdm.store import build_store
-from irdm.store.real import MIN_IMAGES
 
 FEATURES = "features"
-PROBED = 256  # images whose own size is looked at
 
 
 def evaluate_source(
@@ -49,7 +48,7 @@ def evaluate_source(
     device: str = "cpu",
     ranks: Ranks | None = None,
     command: str | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Say | None = None,
 ) -> Result | None:
     """Judge the images of a source and write `out/result.json` and `out/samples.npz`; features stay in `out/features`.
 
@@ -75,27 +74,28 @@ def evaluate_source(
         progress: receives a line of text now and then.
 
     Raises:
-        ValueError: for fewer than 50 images, prompts that are not one an image, an image that cannot be used (each is
-            named), an `out` that holds something else or that another process is writing.
+        ValueError: for fewer than 50 images or fewer different ones, prompts that are not one an image, an image that
+            cannot be used (each is named), an `out` that holds something else or that another process is writing.
         OSError: when the disk is full or cannot be written; what is finished stays.
     """
-    began, say, ranks, out = time.monotonic(), progress or (lambda text: None), ranks or Ranks(), Path(out)
+    began, say, ranks, out = time.monotonic(), progress or silent, ranks or Ranks(), Path(out)
     config = config or EvaluationConfig()
-    if len(source) < MIN_IMAGES:
-        raise ValueError(
-            f"{printable(str(source.path))} holds {len(source)} image(s); an evaluation needs at least {MIN_IMAGES}, "
-            "and thousands to mean something."
-        )
     if prompts is not None and (scorer is None or len(prompts) != len(source)):
         raise ValueError(f"Got {len(prompts)} prompts for {len(source)} images; give one an image, and a scorer.")
     split = pictures_like(source, image_shape)
     with ExitStack() as held:
         with ranks.together():
             if ranks.is_main:
+                check_judged(source, progress)
                 _refuse_foreign(out)
                 held.enter_context(locked(out, "evaluated"))
-        note = _size_note(source, image_shape, config.seed)
-        if note:
+        notes = handling(source, image_shape)
+        if len(source) > len(real.val):
+            notes.append(
+                f"{len(source)} images are judged, and {len(real.val)} are held out: a ratio compares draws of at most "
+                f"{len(real.val) // 2}, and scores of nearest neighbours take {len(real.val)} of the judged images."
+            )
+        for note in notes:
             say(note)
         identity: Any = real.identity["encoders"]
         store = build_store(
@@ -113,7 +113,9 @@ def evaluate_source(
             return None
         embedded = time.monotonic() - began
         order = store.index.argsort()  # as the source has them, so that draws are those of the same images elsewhere
-        generated = Table({name: Picked(store[name], order) for name in encoders}, store.conditions[order])
+        generated = Table(
+            {name: Picked(store[name], order) for name in encoders}, store.conditions[order], split.resized
+        )
         more: dict[str, Score] = {}
         if prompts is not None and scorer is not None:
             say("PickScore")
@@ -126,7 +128,7 @@ def evaluate_source(
             source={"path": printable(str(source.path)), "images": len(source), "fingerprint": split.fingerprint},
             reference=reference,
             missing=missing,
-            warned=[note] if note else [],
+            warned=notes,
             more=more,
             prompts=prompts,
             device=device,
@@ -146,20 +148,6 @@ def _refuse_foreign(out: Path) -> None:
     there = visible(out)
     if (out.exists() and not out.is_dir()) or (there and FEATURES not in there and RESULT not in there):
         raise ValueError(f"{out} exists and is no evaluation; choose an empty or a new directory.")
-
-
-def _size_note(source: ImageSource, image_shape: Shape, seed: int) -> str | None:
-    """What is done about images that are not as large as the real ones, from a sample of them."""
-    rows = sample_indices(len(source), PROBED, generator_for("sizes", seed))
-    found = sorted({(header.width, header.height) for header in source.headers(rows.tolist())})
-    _, height, width = image_shape
-    if not found or found == [(width, height)]:
-        return None
-    few = " and ".join(f"{w} x {h}" for w, h in (found if len(found) < 3 else (found[0], found[-1])))
-    return (
-        f"Images are {few if len(found) < 3 else f'of {len(found)} sizes, such as {few}'}: each is centre-cropped and "
-        f"resized to {width} x {height}, as the real ones were."
-    )
 
 
 def _picture(pixels: Tensor) -> Image.Image:

@@ -5,6 +5,8 @@ Dimension letters: n rows; k centres; d features.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -13,7 +15,12 @@ from irdm.ops.sampling import sample_indices
 
 
 def kmeans(
-    rows: Float[Tensor, "n d"], count: int, generator: torch.Generator, iterations: int = 20, block: int = 8192
+    rows: Float[Tensor, "n d"],
+    count: int,
+    generator: torch.Generator,
+    iterations: int = 20,
+    block: int = 8192,
+    tick: Callable[[], None] = lambda: None,
 ) -> Float[Tensor, "k d"]:
     """`count` centres [k, d] by Lloyd's iterations from distinct random rows.
 
@@ -26,6 +33,7 @@ def kmeans(
         generator: CPU generator of the first centres.
         iterations: Lloyd iterations.
         block: rows assigned at once.
+        tick: called after each iteration.
 
     Raises:
         ValueError: when `count` is not in 1..n.
@@ -43,6 +51,7 @@ def kmeans(
         empty = (sizes == 0).nonzero()[:, 0]
         if len(empty):
             centres[empty] = rows[distances.topk(len(empty)).indices]
+        tick()
     return centres
 
 

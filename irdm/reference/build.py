@@ -5,7 +5,7 @@ What a reference holds is described in `irdm.store.reference`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -14,10 +14,10 @@ from typing import Any
 import PIL
 import torch
 from pydantic import Field
-from torch import nn
 
 from irdm.config import Config, free
-from irdm.data.base import Dataset, shared
+from irdm.data.base import Dataset
+from irdm.data.checks import check_real
 from irdm.distances import AnyDistance, NystromMMDConfig
 from irdm.distributed import Ranks
 from irdm.encoders import AnyBattery, Battery
@@ -34,15 +34,15 @@ from irdm.files import (
     write_manifest,
     write_tensors,
 )
+from irdm.progress import Say, silent
 from irdm.reference.fit import fit_distance
 from irdm.reference.opened import OpenReference, open_reference, what_is_fitted, write_fitted
 from irdm.store import FeatureStore, build_store, real_identity
 from irdm.store.reader import state_of
-from irdm.store.real import MIN_IMAGES, write_real
-from irdm.store.reference import ENCODERS, FORMAT, PLAN, ROWS, SAMPLES, WEIGHTS
+from irdm.store.real import write_real
+from irdm.store.reference import ENCODERS, FORMAT, PLAN, ROWS, SAMPLES, THUMBNAILS, WEIGHTS
 
 SHEET = 60  # val images that are kept for reports
-Say = Callable[[str], None]
 
 
 class ReferenceConfig(Config):
@@ -58,8 +58,8 @@ class ReferenceConfig(Config):
     """Match features together with their conditions."""
     table_rows: int = Field(default=50_000, ge=64)
     """At most this many rows of train and of val are kept to judge with."""
-    only_judge: bool = free(False)
-    """Fit no distances: enough to judge images, and what training needs can be added later."""
+    judge_only: bool = free(False)
+    """Fit nothing for training: enough to judge images, and the same call without it adds the rest later."""
 
 
 def build_reference(
@@ -104,13 +104,18 @@ def build_reference(
         OSError: when the disk is full or cannot be written; what is finished stays.
     """
     config, ranks, path = config or ReferenceConfig(), ranks or Ranks(), Path(path)
-    say = progress if progress and ranks.is_main else lambda text: None
-    _check(dataset, config, micro_batch)
-    say(f"reading {len(dataset.train)} train and {len(dataset.val)} val images for their fingerprints")
-    if copies := shared(dataset.train, dataset.val):
-        say(f"warning: {copies} of the {len(dataset.val)} val images are also train images")
-    encoders = dict(battery.to(device).encoders.items())
-    plan = _plan(dataset, battery, encoders, battery_config, weights, config)
+    say = progress if progress and ranks.is_main else silent
+    if micro_batch < 1:
+        raise ValueError(f"Got a micro-batch of {micro_batch} images; expected at least 1.")
+    with ranks.together():
+        for note in check_real(dataset, progress=progress) if ranks.is_main else []:
+            say(note)
+    if not config.judge_only and dataset.train.conditions.spec != dataset.val.conditions.spec:
+        raise ValueError(
+            f"{dataset.train.name} and {dataset.val.name} have other classes, so that what real images score cannot be "
+            "told class by class. Give val the classes of train, or build the reference to judge only."
+        )
+    plan = plan_of(dataset, battery.to(device), config, battery_config, weights)
     job = _Job(path, plan, dataset, battery, config, device)
     finished = False
     with ExitStack() as held:
@@ -127,7 +132,7 @@ def build_reference(
         train, val = (
             build_store(
                 getattr(dataset, split),
-                encoders,
+                dict(battery.encoders.items()),
                 path / split,
                 seed=config.seed,
                 micro_batch=micro_batch,
@@ -140,41 +145,28 @@ def build_reference(
             for split in ("train", "val")
         )
         with ranks.together():
-            for number, encoder in enumerate(encoders):
-                if number % ranks.size == ranks.rank:
-                    job.fit(encoder, train, val, say)
+            own = [*battery.encoders][ranks.rank :: ranks.size]
+            for number, encoder in enumerate(own):
+                at = f"{encoder} ({number + 1} of {len(own)} encoders)"
+                job.fit(encoder, train, val, partial(lambda at, text: say(f"{at}: {text}"), at))
         with ranks.together():
             if ranks.is_main:
                 job.finish(name, train, val, command)
     return open_reference(path, device)
 
 
-def _check(dataset: Dataset, config: ReferenceConfig, micro_batch: int) -> None:
-    if micro_batch < 1:
-        raise ValueError(f"Got a micro-batch of {micro_batch} images; expected at least 1.")
-    for split in (dataset.train, dataset.val):
-        if len(split) < MIN_IMAGES:
-            raise ValueError(
-                f"{split.name} holds {len(split)} image(s); a reference needs at least {MIN_IMAGES} train and as many "
-                "val images, and thousands to mean something."
-            )
-    if not config.only_judge and dataset.train.conditions.spec != dataset.val.conditions.spec:
-        raise ValueError(
-            f"{dataset.train.name} and {dataset.val.name} have other classes, so that what real images score cannot be "
-            "told class by class. Give val the classes of train, or build the reference to judge only."
-        )
-
-
-def _plan(
+def plan_of(
     dataset: Dataset,
     battery: Battery,
-    encoders: Mapping[str, nn.Module],
-    battery_config: AnyBattery | None,
-    weights: Path | None,
     config: ReferenceConfig,
+    battery_config: AnyBattery | None = None,
+    weights: Path | None = None,
 ) -> dict[str, Any]:
-    """Everything that decides the content of a reference, as plain JSON. Its hash is the address."""
-    identities = {name: encoder_identity(encoder, weights) for name, encoder in encoders.items()}
+    """Everything that decides the content of a reference, as plain JSON. Its hash is the address.
+
+    Arguments are those of `build_reference`.
+    """
+    identities = {name: encoder_identity(encoder, weights) for name, encoder in battery.encoders.items()}
     return {
         "format": FORMAT,
         **real_identity(dataset, identities, battery.held_out, table_rows=config.table_rows, seed=config.seed),
@@ -200,7 +192,7 @@ class _Job:
             path, plan, dataset, battery, config, device,
         )  # fmt: skip
         self.address = hash_of(plan)
-        halves = ["real"] if config.only_judge else ["real", "training"]
+        halves = ["real"] if config.judge_only else ["real", "training"]
         self.wanted = [ROWS, *(f"{half}/{encoder}" for half in halves for encoder in plan["encoders"])]
         if plan["battery"]["kind"] == "local":
             self.wanted.append(ENCODERS)
@@ -227,11 +219,11 @@ class _Job:
         """The parts of one encoder, unless they are there."""
         real, training = (self.path / half / encoder for half in ("real", "training"))
         if not real.exists():
-            say(f"{encoder}: what evaluation compares with")
+            say("what evaluation compares with")
             rows = self.config.table_rows
             write_real(real, self.address, train[encoder], val[encoder], table_rows=rows, device=self.device)
-        if not training.exists() and not self.config.only_judge:
-            say(f"{encoder}: the distance and its floor")
+        if not training.exists() and not self.config.judge_only:
+            say("the distance and its floor")
             distance, floor = fit_distance(
                 self.config.distance,
                 train[encoder],
@@ -241,6 +233,7 @@ class _Job:
                 rollout=self.config.rollout,
                 seed=self.config.seed,
                 device=self.device,
+                progress=say,
             )
             write_fitted(training, self.address, distance, floor)
 
@@ -253,6 +246,9 @@ class _Job:
             samples = {"images": images, **state_of(val.conditions[shown])}
             kept = slice(0, self.config.table_rows)
             sides = {f"{side}.safetensors": state_of(store.conditions[kept]) for side, store in stores.items()}
+            for side, store in stores.items():
+                if store.thumbnails is not None:
+                    sides[f"{side}.safetensors"][THUMBNAILS] = store.thumbnails[kept]
             self._write(ROWS, {**sides, SAMPLES: samples})
         if ENCODERS in self.wanted and not (self.path / ENCODERS).exists():
             self._write(ENCODERS, {WEIGHTS: self.battery.state_dict()})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from irdm.distances import Distance, DistanceConfig
 from irdm.distances.finite import expected_at
 from irdm.distances.kernel import MMD
 from irdm.ops.rows import Rows
+from irdm.progress import Say, silent
 
 FLOOR_DRAWS = 8
 MIN_FLOOR_ROWS = 32
@@ -36,19 +37,28 @@ def fit_reference(
     rollout: int,
     seed: int,
     device: str = "cpu",
-    progress: Callable[[str], None] | None = None,
+    progress: Say = silent,
 ) -> Reference:
     """`fit_distance` for every encoder of train and val {encoder: rows}."""
-    say = progress or (lambda text: None)
     distances, floors = {}, {}
     if (kept := len(proportioned(conditions[1], conditions[0]))) < len(conditions[1]):
-        say(f"floors: {kept} of {len(conditions[1])} held-out rows, in the proportions of the training classes")
+        progress(f"floors: {kept} of {len(conditions[1])} held-out rows, in the proportions of the training classes")
     for name, rows in train.items():
         distances[name], floors[name] = fit_distance(
-            config, rows, val[name], conditions, joint=joint, rollout=rollout, seed=seed, device=device
+            config,
+            rows,
+            val[name],
+            conditions,
+            joint=joint,
+            rollout=rollout,
+            seed=seed,
+            device=device,
+            progress=lambda text, name=name: progress(f"{name}: {text}"),
         )
         floor = floors[name]
-        say(f"{name}: {len(rows)} real rows fitted, floor {'not known' if floor is None else format(floor, '.3g')}")
+        progress(
+            f"{name}: {len(rows)} real rows fitted, floor {'not known' if floor is None else format(floor, '.3g')}"
+        )
     return Reference(distances, floors)
 
 
@@ -62,6 +72,7 @@ def fit_distance(
     rollout: int,
     seed: int,
     device: str = "cpu",
+    progress: Say = silent,
 ) -> tuple[Distance[Any], float | None]:
     """The distance fitted, streaming, on train rows [n, d] of one encoder, and its `floor_of` val rows [m, d].
 
@@ -76,7 +87,7 @@ def fit_distance(
             f"{len(conditions[1])} conditions; expected one condition a row."
         )
     distance = config.build().to(device)
-    distance.fit(train, conditions[0].tau if joint else None, seed=seed)
+    distance.fit(train, conditions[0].tau if joint else None, seed=seed, progress=progress)
     return distance, floor_of(distance, val, conditions, joint=joint, rollout=rollout, seed=seed)
 
 

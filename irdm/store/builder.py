@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from irdm.data.base import Split
 from irdm.distributed import Ranks
 from irdm.encoders.base import encoder_identity
-from irdm.features import extract
+from irdm.features import extract, thumbnails
 from irdm.files import (
     MANIFEST,
     Digested,
@@ -30,15 +30,25 @@ from irdm.files import (
     replaced,
     safetensors_header,
     sealed_folder,
+    tensor_bytes,
     write_manifest,
     write_tensors,
 )
 from irdm.metrics.tables import row_order
 from irdm.progress import Meter, Say, silent
-from irdm.store.reader import IDENTITY, ROWS_FILE, FeatureStore, features_file, shard_folder, state_of
+from irdm.store.reader import (
+    IDENTITY,
+    ROWS,
+    ROWS_FILE,
+    THUMBNAILS_FILE,
+    FeatureStore,
+    features_file,
+    shard_folder,
+    state_of,
+)
 
 SHARD_ROWS = 65_536
-FORMAT = 2  # part of the identity: raise it when the files of one identity change
+FORMAT = 3  # part of the identity: raise it when the files of one identity change
 
 
 def build_store(
@@ -83,7 +93,6 @@ def build_store(
     if micro_batch < 1 or shard_rows < 1:
         raise ValueError(f"Got micro_batch {micro_batch} and shard_rows {shard_rows}; expected at least 1 of each.")
     path, ranks, say = Path(path), ranks or Ranks(), progress or silent
-    say(f"reading {len(split)} images for their fingerprint")
     what = store_identity(split, encoders, seed=seed, identity=identity, shard_rows=shard_rows)
     address, finished = hash_of(what), False
     with ExitStack() as held:
@@ -140,16 +149,19 @@ def store_identity(
     }
 
 
-class _Matrix:
-    """A safetensors file of one float32 matrix, written a few rows at a time so that a shard need not fit in memory."""
+class _Table:
+    """A safetensors file of one table of rows, float32 or uint8, written a few rows at a time: a shard is too large."""
 
-    def __init__(self, file: IO[bytes], rows: int, columns: int):
-        self._file, self.columns = Digested(file), columns
-        self._file.write(safetensors_header([("features", "F32", [rows, columns], 4 * rows * columns)]))
+    def __init__(self, file: IO[bytes], rows: int, first: Tensor):
+        """`first` are some rows, as all will be."""
+        self._file, self.columns = Digested(file), first.shape[1]
+        kind, size = ("U8", 1) if first.dtype == torch.uint8 else ("F32", 4)
+        head = (ROWS, kind, [rows, *first.shape[1:]], size * rows * first[0].numel())
+        self._file.write(safetensors_header([head]))
         self.entry = self._file.entry
 
-    def append(self, block: Float[Tensor, "k d"]) -> None:
-        self._file.write(block.cpu().numpy().astype("<f4").tobytes())
+    def append(self, block: Tensor) -> None:
+        self._file.write(tensor_bytes(block if block.dtype == torch.uint8 else block.float()))
 
 
 def _write_shard(
@@ -163,21 +175,25 @@ def _write_shard(
     count: Callable[[int], None],
 ) -> None:
     """The shard of these images of the split, in this order."""
-    matrices: dict[str, _Matrix] = {}
+    tables: dict[str, _Table] = {}
     with sealed_folder(folder, {"of": address, "rows": len(rows)}) as (partial, record), ExitStack() as files:
         for images in _read_ahead(split, rows, micro_batch):
+            made = {}
             for name, features in extract(encoders, images.to(device), micro_batch).items():
                 if features.ndim != 2 or len(features) != len(images):
                     raise ValueError(
                         f"Encoder '{name}' made {list(features.shape)} of {len(images)} images, not [n, d]."
                     )
-                if name not in matrices:
-                    file = files.enter_context(replaced(partial / features_file(name)))
-                    matrices[name] = _Matrix(file, len(rows), features.shape[1])
-                matrices[name].append(features)
+                made[features_file(name)] = features
+            if (small := thumbnails(images)) is not None:
+                made[THUMBNAILS_FILE] = small
+            for name, block in made.items():
+                if name not in tables:
+                    tables[name] = _Table(files.enter_context(replaced(partial / name)), len(rows), block)
+                tables[name].append(block)
             count(len(images))
-        record["dims"] = {name: matrix.columns for name, matrix in matrices.items()}
-        record["files"] = {features_file(name): matrix.entry() for name, matrix in matrices.items()}
+        record["dims"] = {name: tables[features_file(name)].columns for name in encoders}
+        record["files"] = {name: table.entry() for name, table in tables.items()}
         about = {"index": rows.clone(), **state_of(split.conditions[rows])}
         record["files"][ROWS_FILE] = write_tensors(partial / ROWS_FILE, about)
 

@@ -17,7 +17,6 @@ from irdm.files import sealed_folder, write_tensors
 from irdm.ops.gaussian import Moments
 from irdm.ops.rows import Rows, row_blocks
 
-MIN_IMAGES = 50  # below this the jackknife's folds and the balls of five neighbours say nothing
 FILE = "real.safetensors"
 
 
@@ -34,6 +33,7 @@ def real_identity(
         seed: of the order of the rows.
     """
     sides = {"train": dataset.train, "val": dataset.val}
+    resized = dataset.train.resized or dataset.val.resized
     return {
         **{name: {"count": len(split), "fingerprint": split.fingerprint} for name, split in sides.items()},
         "image_shape": list(dataset.image_shape),
@@ -41,6 +41,7 @@ def real_identity(
         "held_out": list(held_out),
         "table_rows": table_rows,
         "seed": seed,
+        **({"resized": resized} if resized else {}),
     }
 
 

@@ -76,7 +76,7 @@ def test_the_real_side_is_that_of_the_images_in_memory(built, pictures):
 
 
 def test_tables_are_cut_and_moments_are_not(pictures, tmp_path):
-    config = CONFIG.model_copy(update={"table_rows": 64, "only_judge": True})
+    config = CONFIG.model_copy(update={"table_rows": 64, "judge_only": True})
     real = build_tiny(pictures, tmp_path / "reference", config).real()
     assert len(real.train) == len(real.val) == 64 and real.train.features["conv"].shape == (64, 6)
     assert real.moments["conv"].count == 160
@@ -111,7 +111,7 @@ def test_to_judge_only_fits_nothing_and_training_can_be_added(built, pictures, t
     path = tmp_path / "reference"
     with monkeypatch.context() as patch:
         patch.setattr(build, "fit_distance", lambda *a, **k: pytest.fail("no distance is asked for"))
-        judging = build_tiny(pictures, path, CONFIG.model_copy(update={"only_judge": True}))
+        judging = build_tiny(pictures, path, CONFIG.model_copy(update={"judge_only": True}))
     assert judging.address == built.address and judging.floors == {} and not (path / "training").exists()
     assert "not fitted" in "\n".join(describe(judging))
     fitted = judging.training(["conv"], CONFIG.distance, joint=False, rollout=64, seed=0)
@@ -120,7 +120,7 @@ def test_to_judge_only_fits_nothing_and_training_can_be_added(built, pictures, t
     whole = build_tiny(pictures, path, command="irdm reference build tiny")
     assert whole.manifest == built.manifest and content(path) == content(built.path)
     assert (path / "real/conv/real.safetensors").stat().st_mtime_ns == kept
-    build_tiny(pictures, path, CONFIG.model_copy(update={"only_judge": True}))
+    build_tiny(pictures, path, CONFIG.model_copy(update={"judge_only": True}))
     assert content(path) == content(built.path), "what is there stays"
 
 
@@ -182,18 +182,18 @@ def test_some_shared_images_are_counted(pictures, tmp_path):
     labels = torch.cat([dataset.val.conditions.labels[:60], dataset.train.conditions.labels[:20]])
     val, said = TensorSplit(images, Classes(labels, ("a", "b"))), []
     train = TensorSplit(dataset.train.images, dataset.train.conditions)
-    only = CONFIG.model_copy(update={"only_judge": True})
+    only = CONFIG.model_copy(update={"judge_only": True})
     build_reference("x", Dataset("x", train, val), tiny_battery(), tmp_path / "x", only, progress=said.append)
     assert "warning: 20 of the 80 val images are also train images" in said
 
 
-def test_other_classes_in_val_are_refused_unless_only_judged(pictures, tmp_path):
+def test_other_classes_in_val_are_refused_unless_judge_onlyd(pictures, tmp_path):
     dataset = tiny_dataset(pictures)
     val = TensorSplit(dataset.val.images, Classes(dataset.val.conditions.labels, ("a", "c")))
     odd = Dataset("odd", dataset.train, val)
     with pytest.raises(ValueError, match="have other classes"):
         build_reference("odd", odd, tiny_battery(), tmp_path / "odd", CONFIG)
-    only = CONFIG.model_copy(update={"only_judge": True})
+    only = CONFIG.model_copy(update={"judge_only": True})
     real = build_reference("odd", odd, tiny_battery(), tmp_path / "odd", only).real()
     assert real.train.conditions.names == ("a", "b") and real.val.conditions.names == ("a", "c")
 
@@ -213,32 +213,29 @@ def test_only_the_encoders_that_made_it_pass(built):
 
 def test_a_local_battery_comes_back_from_the_reference(pictures, tmp_path):
     dataset = tiny_dataset(pictures)
-    config = LocalBatteryConfig(held_in=("supervised", "patches"), held_out=("pca",), steps=2, dim=8, width=2)
+    config = LocalBatteryConfig(held_in=("content", "patches"), held_out=("pca",), steps=2, width=2)
     fitted = config.fit(dataset)
-    only = CONFIG.model_copy(update={"only_judge": True})
+    only = CONFIG.model_copy(update={"judge_only": True})
     reference = build_tiny(pictures, tmp_path / "reference", only, battery=fitted, battery_config=config)
     images = torch.rand(5, 3, SIZE, SIZE)
     again = open_reference(reference.path).battery()
-    assert again.held_in == ("supervised", "patches") and again.held_out == ("pca",)
+    assert again.held_in == ("content", "patches") and again.held_out == ("pca",)
     for name, encoder in fitted.encoders.items():
         assert torch.equal(again[name](images), encoder(images))
     some = reference.battery(["pca", "patches"])
     assert some.held_in == ("patches",) and some.held_out == ("pca",)
 
 
-def test_images_without_classes_make_a_reference_without_classifiers(tmp_path):
+def test_images_without_classes_make_a_reference(tmp_path):
     for seed, side in enumerate(("train", "val")):
         write_pictures(tmp_path / side, 60, seed, classes=1)
-    config = LocalBatteryConfig(held_in=("supervised", "pixels"), held_out=("supervised_mlp", "pca"), steps=1)
+    config = LocalBatteryConfig(held_in=("content", "pixels"), held_out=("layout",), steps=1)
     battery = config.fit(tiny_dataset(tmp_path))
-    assert battery.held_in == ("pixels",) and battery.held_out == ("pca",)
     options = {"battery": battery, "battery_config": config}
     reference = build_tiny(tmp_path, tmp_path / "reference", CONFIG.model_copy(update={"rollout": 32}), **options)
     assert reference.spec.width == 0 and len(reference.real().train.conditions) == 60
-    assert reference.samples().conditions.captions() == [""] * 60 and set(reference.battery().encoders) == {
-        "pixels",
-        "pca",
-    }
+    assert reference.samples().conditions.captions() == [""] * 60
+    assert set(reference.battery().encoders) == {"content", "pixels", "layout"}
     fitted = reference.training(["pixels"], CONFIG.distance, joint=True, rollout=32, seed=0)
     assert fitted.floors["pixels"] == pytest.approx(reference.floors["pixels"])
 
@@ -246,7 +243,7 @@ def test_images_without_classes_make_a_reference_without_classifiers(tmp_path):
 def test_the_identity_battery_comes_back(pictures, tmp_path):
     config = IdentityBatteryConfig()
     options = {"battery": config.fit(tiny_dataset(pictures)), "battery_config": config}
-    reference = build_tiny(pictures, tmp_path / "r", CONFIG.model_copy(update={"only_judge": True}), **options)
+    reference = build_tiny(pictures, tmp_path / "r", CONFIG.model_copy(update={"judge_only": True}), **options)
     assert reference.battery().held_in == ("identity",) and reference.plan["battery"] == {"kind": "identity"}
 
 
