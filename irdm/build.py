@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from irdm.conditions import ClassSpec, NoSpec
 from irdm.data import Dataset
@@ -50,6 +51,14 @@ def build_generator(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for("init", config.seed))
         return generator.build(image_shape, spec)
+
+
+def build_optimizer(config: RunConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
+    """AdamW at the peak learning rate; on CUDA its fused update, which needs no temporary copy of the weights."""
+    chosen = list(parameters)
+    fused = chosen[0].is_cuda
+    options = {"betas": (config.beta1, config.beta2), "weight_decay": config.weight_decay}
+    return torch.optim.AdamW(chosen, lr=config.lr, fused=fused, foreach=not fused, **options)
 
 
 def build_battery(

@@ -7,7 +7,9 @@ A checkpoint is a folder `step-00000500/` of safetensors files and a `manifest.j
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,24 @@ class Progress:
     checks: list[dict] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     """Of what went before the first step."""
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Notes the seconds of a block."""
+        began = time.monotonic()
+        yield
+        self.seconds[what] = time.monotonic() - began
+
+    def summary(self, rollout: int, ranks: int) -> dict[str, float]:
+        """What a result says of the training that it judges."""
+        return {
+            "steps": self.step,
+            "skipped_steps": self.skipped,
+            "images_per_second": self.step * rollout / self.train_seconds,
+            "core_seconds": self.core_seconds,
+            "ranks": ranks,
+            "alarms": sum(entry["alarm"] for entry in self.checks),
+        }
 
 
 @dataclass(frozen=True)

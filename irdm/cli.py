@@ -11,36 +11,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from irdm import __version__
+from irdm.commands import COMMANDS
 from irdm.errors import explained, fail, rank
 from irdm.fields import UsageError, nearest
 from irdm.overrides import parse, split_options
 
 if TYPE_CHECKING:
     from irdm.commands import Command
-
-COMMANDS = {
-    "train": ("PRESET [--field value ...]", "train, evaluate, write a report; the same command again resumes"),
-    "eval": ("SOURCE [--reference REF]", "judge a run, a folder or an archive of images against real ones"),
-    "reference": ("build|show NAME", "real images under every encoder: what training and eval compare with"),
-    "compare": ("A B", "the paired difference of two evaluations, with its interval"),
-    "sample": ("RUN", "draw images: a picture, files or arrays"),
-    "report": ("RUN", "write RUN/report.html from what a run or an evaluation holds"),
-    "check": ("PRESET", "what a preset needs, and whether it is there"),
-    "encoders": ("list|check|fetch [NAME]", "the weights of the pretrained encoders"),
-    "experiment": ("NAME", "repeat a study of the paper at small scale; --list names them"),
-}
-"""Each is irdm/commands/NAME.py, with a `COMMAND`: how it is typed, and what it does."""
-
-USAGE = """\
-irdm {version}: one-step image generators by Representation Distribution Matching
-
-{commands}
-
-Presets:
-{presets}
-
-`irdm COMMAND --help` explains a command; `irdm train PRESET --help` lists every field of the preset.
-Exit codes: 0 done, 1 failed, 2 typed wrongly, 130 interrupted. IRDM_TRACEBACK=1 shows where a failure came from."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,10 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
-        from irdm.commands.help import preset_list
+        from irdm.commands.help import overview
 
-        lines = [f"  irdm {f'{name} {words}':34} {says}" for name, (words, says) in COMMANDS.items()]
-        print(USAGE.format(version=__version__, commands="\n".join(lines), presets=preset_list()))
+        print(overview())
         return 0
     if argv[0] == "--version":
         print(__version__)

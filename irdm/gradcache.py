@@ -64,8 +64,8 @@ class GradientCache:
         for start in range(0, n, self.micro_batch):
             rows = slice(start, min(start + self.micro_batch, n))
             size = rows.stop - rows.start
-            keep = self.row_bytes is None or self.row_bytes * (kept_rows + size) <= (self.budget or 0)
-            keep = keep and self.budget != 0
+            fits = self.row_bytes is None or self.row_bytes * (kept_rows + size) <= (self.budget or 0)
+            keep = fits and self.budget != 0
             chunk = Chunk(rows, RandomState(), {})
             meter = GraphMeter()
             with torch.set_grad_enabled(keep), meter:

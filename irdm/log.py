@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from irdm.files import write_atomic
+from irdm.progress import Say, silent
 
 
 class MetricsLog:
-    """Appends lines. Those after the resumed step are dropped first, since they come again."""
+    """Appends lines. Those after the resumed step are dropped first, since they come again; damaged ones are named."""
 
-    def __init__(self, path: Path, step: int, write: bool):
+    def __init__(self, path: Path, step: int, write: bool, say: Say = silent):
         self.path, self.enabled = path, write
-        self.notes: list[str] = []
         if write and path.exists():
-            lines, self.notes = read_log(path)
+            lines, notes = read_log(path)
+            for note in notes:
+                say(f"warning: {note}")
             write_atomic(path, "".join(_text(line) + "\n" for line in lines if line["step"] <= step))
 
     def write(self, line: Mapping[str, Any]) -> None:

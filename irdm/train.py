@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
-import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -18,6 +16,7 @@ from irdm.against import evaluate_run
 from irdm.build import (
     build_battery,
     build_generator,
+    build_optimizer,
     build_training,
     check_floors,
     open_run_reference,
@@ -76,24 +75,20 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> Result |
         say(f"{dataset.name}: {len(dataset.train)} training images, {len(dataset.val)} held out; device {device}")
 
         # The frozen side: encoders, distances, floors.
-        progress, clock = Progress(), time.monotonic()
-        battery = ranks.main_first(lambda: build_battery(config, dataset, prebuilt, device, say))
-        progress.seconds["encoders"] = time.monotonic() - clock
-        clock = time.monotonic()
-        with ranks.together():
+        progress = Progress()
+        with progress.timed("encoders"):
+            battery = ranks.main_first(lambda: build_battery(config, dataset, prebuilt, device, say))
+        with progress.timed("reference"), ranks.together():
             reference = build_training(config, dataset, battery, prebuilt, device, ranks, say)
             objective = Objective(reference.distances, reference.floors, self_normalise=config.self_normalise)
             controller = Controller(config.controller, reference.floors)
             judged = config.evaluation if ranks.is_main else None
             check = QuickCheck(dataset, battery, judged, device=device) if judged else None
-        progress.seconds["reference"] = time.monotonic() - clock
 
         # The moving side: generator, optimizer, average.
         trained = generator.trained()
         names, parameters = list(trained), list(trained.values())
-        on_cuda = device.startswith("cuda")  # there the fused update needs no temporary copy of the weights
-        options = {"betas": (config.beta1, config.beta2), "weight_decay": config.weight_decay}
-        optimizer = torch.optim.AdamW(parameters, lr=config.lr, fused=on_cuda, foreach=not on_cuda, **options)
+        optimizer = build_optimizer(config, parameters)
         ema = EMA(trained, config.ema_decay)
         with ranks.together():
             resumed, refused = load_latest(out / "checkpoints")
@@ -109,9 +104,7 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> Result |
             if ranks.is_main:
                 write_record(out, record_of(config, dataset, battery, reference, prebuilt))
         del resumed  # its tensors are as large as all of the above
-        log = MetricsLog(out / "metrics.jsonl", progress.step, write=ranks.is_main)
-        for note in log.notes:
-            say(f"warning: {note}")
+        log = MetricsLog(out / "metrics.jsonl", progress.step, write=ranks.is_main, say=say)
 
         def save() -> None:
             with ranks.together():
@@ -155,12 +148,7 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> Result |
                 )
                 loss = objective(features, tau, controller.weights, step, ranks)
                 cache.backward(loss.gradients if math.isfinite(loss.value) else {})
-                if generator.buffer_versions() != versions:
-                    raise ValueError(
-                        "A step changed buffers of the generator, such as the running statistics of a batch "
-                        "normalisation. Only trained parameters are saved, so that a resumed run would be another one: "
-                        "use a normalisation without running statistics."
-                    )
+                generator.check_buffers(versions)
                 ranks.sum_gradients(parameters)
                 grad_norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm).item()
 
@@ -184,20 +172,20 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> Result |
                 last = done == config.steps
                 progress.train_seconds += time.monotonic() - tick
                 progress.core_seconds += time.process_time() - core_tick
-                line = {"step": done, "loss": loss.value, "lr": lr, "grad_norm": grad_norm, "skipped": progress.skipped}
-                line |= {"scores": loss.scores, "weights": weights}
+                line = {"step": done, "loss": loss.value, "scores": loss.scores, "weights": weights, "lr": lr}
+                line |= {"grad_norm": grad_norm, "skipped": progress.skipped}
                 looking = last or done % config.check_every == 0
-                if looking and check is not None and judged is not None:
+                if looking and check is not None:
                     with ema.applied():
                         line["check"] = check_held_out(check(generator, config.seed), progress.checks)
                         picture = sample_grid(
-                            generator, conditions.spec, dataset.image_shape, config.seed, judged.micro_batch, device
+                            generator, conditions.spec, dataset.image_shape, config.seed, cache.micro_batch, device
                         )
                     save_png(out / "samples" / f"step-{done:08d}.png", picture)
                 if looking or skip or done % config.log_every == 0:
                     rate = (done - resumed_at) * config.rollout / (time.monotonic() - resumed_clock)
-                    spent = {"seconds": progress.train_seconds, "core_seconds": progress.core_seconds}
-                    line |= {"images_per_second": rate, **spent}
+                    line |= {"images_per_second": rate, "seconds": progress.train_seconds}
+                    line["core_seconds"] = progress.core_seconds
                     log.write(line)
                     if looking or time.monotonic() - last_line > 5:
                         last_line = time.monotonic()
@@ -213,21 +201,12 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> Result |
                     save()
                 if stop:  # at the last step, too: the same command then only evaluates
                     say(f"stopped at step {done}; everything is saved. Run the same command again to go on.")
-                    if interrupted == [signal.SIGTERM]:
-                        sys.exit(128 + signal.SIGTERM)
-                    raise KeyboardInterrupt
+                    interrupted.stop()
 
         if config.evaluation is None:
             return None
-        training = {
-            "steps": config.steps,
-            "skipped_steps": progress.skipped,
-            "images_per_second": config.steps * config.rollout / progress.train_seconds,
-            "core_seconds": progress.core_seconds,
-            "ranks": ranks.size,
-            "alarms": sum(entry["alarm"] for entry in progress.checks),
-        }
         seconds = progress.seconds | {"train": progress.train_seconds, "this_call": time.monotonic() - began}
+        training = progress.summary(config.rollout, ranks.size)
         return evaluate_run(
             out, is_locked=True, ranks=ranks, training=training, seconds=seconds, command=command, progress=say
         )

@@ -96,3 +96,11 @@ def test_imports_are_read_right(tmp_path):
         "if TYPE_CHECKING:\n    from irdm.cli import main\ndef f():\n    from irdm.report.read import g\n"
     )
     assert imports(path) == {"ops", "train", "data", "report"}
+
+
+MAIN_PATH = ("cli", "train", "objective", "gradcache", "distances/base", "distances/kernel", "distances/nystrom")
+
+
+def test_the_way_from_a_command_to_a_gradient_can_be_read_at_a_sitting():
+    lengths = {name: len(FILES[f"{name}.py"].read_text().splitlines()) for name in (*MAIN_PATH, "ops/kernels")}
+    assert sum(lengths.values()) < 1000, lengths

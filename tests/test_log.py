@@ -36,7 +36,9 @@ def test_a_line_cut_by_a_kill_is_left_out_and_said(tmp_path):
     assert [line["step"] for line in lines] == [1, 2, 3] and notes == [
         "The last line of metrics.jsonl was cut short, as by a kill; it is left out."
     ]
-    assert MetricsLog(path, 4, write=True).notes == notes and not read_log(path)[1]
+    said = []
+    MetricsLog(path, 4, write=True, say=said.append)
+    assert said == [f"warning: {note}" for note in notes] and not read_log(path)[1]
 
 
 @pytest.mark.parametrize("bit", range(0, 8))

@@ -39,3 +39,16 @@ def _encodable(path: Path) -> Path:
 
 
 Out = Annotated[Path, AfterValidator(_encodable)]
+
+COMMANDS = {
+    "train": ("PRESET [--field value ...]", "train, evaluate, write a report; the same command again resumes"),
+    "eval": ("SOURCE [--reference REF]", "judge a run, a folder or an archive of images against real ones"),
+    "reference": ("build|show NAME", "real images under every encoder: what training and eval compare with"),
+    "compare": ("A B", "the paired difference of two evaluations, with its interval"),
+    "sample": ("RUN", "draw images: a picture, files or arrays"),
+    "report": ("RUN", "write RUN/report.html from what a run or an evaluation holds"),
+    "check": ("PRESET", "what a preset needs, and whether it is there"),
+    "encoders": ("list|check|fetch [NAME]", "the weights of the pretrained encoders"),
+    "experiment": ("NAME", "repeat a study of the paper at small scale; --list names them"),
+}
+"""How each is typed, and what it does: irdm/commands/NAME.py, with a `COMMAND`, or a table of them, its actions."""

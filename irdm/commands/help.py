@@ -13,10 +13,29 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from irdm import __version__
+from irdm.commands import COMMANDS
 from irdm.fields import chosen, kinds_of, mark, parts_of, plain_fields, shown, type_of, written
 from irdm.overrides import own_options
 
 WIDTH = 112
+
+USAGE = """\
+irdm {version}: one-step image generators by Representation Distribution Matching
+
+{commands}
+
+Presets:
+{presets}
+
+`irdm COMMAND --help` explains a command; `irdm train PRESET --help` lists every field of the preset.
+Exit codes: 0 done, 1 failed, 2 typed wrongly, 130 interrupted. IRDM_TRACEBACK=1 shows where a failure came from."""
+
+
+def overview() -> str:
+    """What `irdm --help` prints."""
+    lines = [f"  irdm {f'{name} {words}':34} {says}" for name, (words, says) in COMMANDS.items()]
+    return USAGE.format(version=__version__, commands="\n".join(lines), presets=preset_list())
 
 
 def explain(name: str, model: type[BaseModel]) -> str:

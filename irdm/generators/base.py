@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import nn
 
 
@@ -23,5 +25,14 @@ class Generator(nn.Module):
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def buffer_versions(self) -> dict[str, int]:
-        """How often each buffer was written to: training must leave them alone, since they are not saved."""
+        """How often each buffer was written to."""
         return {name: buffer._version for name, buffer in self.named_buffers()}
+
+    def check_buffers(self, versions: Mapping[str, int]) -> None:
+        """Raises ValueError when a buffer was written to since: training must leave them alone, they are not saved."""
+        if self.buffer_versions() != versions:
+            raise ValueError(
+                "A step changed buffers of the generator, such as the running statistics of a batch normalisation. "
+                "Only trained parameters are saved, so that a resumed run would be another one: use a normalisation "
+                "without running statistics."
+            )

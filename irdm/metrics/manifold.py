@@ -27,8 +27,7 @@ from irdm.metrics.base import BLOCK, EvaluationConfig, Picked, Pools
 from irdm.metrics.intervals import folds, jackknife, score_of
 from irdm.metrics.score import Score
 from irdm.metrics.tables import Real, Table
-from irdm.ops.kernels import squared_distances
-from irdm.ops.rows import Rows, row_blocks
+from irdm.ops.rows import Rows, row_blocks, squared_distances
 
 SAYS = {
     "precision": "Share of the images that lie among real ones.",

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from irdm.ops.kernels import squared_distances
 from irdm.ops.radial import RadialKernel
+from irdm.ops.rows import squared_distances
 
 
 def kernel_means(points: Float[Tensor, "m d"], blocks: Iterable[Tensor], kernel: RadialKernel) -> Float[Tensor, "b m"]:

@@ -12,17 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from irdm.ops.radial import RadialKernel
-
-
-def squared_distances(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
-    """|x_i - y_j|^2 as |x|^2 + |y|^2 - 2 x.y, clamped at zero. Centre the rows first: a large common mean cancels."""
-    products = torch.addmm(_squared_norms(y), x, y.T, alpha=-2)
-    return products.add_(_squared_norms(x)[:, None]).clamp_(min=0)
-
-
-def _squared_norms(x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-    """|x_i|^2 without a temporary of the size of x."""
-    return torch.linalg.vector_norm(x, dim=1).square_()
+from irdm.ops.rows import squared_norms
 
 
 def mean_kernel(
@@ -98,7 +88,7 @@ class _Blocks:
         self.kernel = kernel
         self.bandwidths = len(kernel.gammas)
         self.block = block or _block_size(x)
-        self.norms = _squared_norms(self.x).mul_(kernel.base)
+        self.norms = squared_norms(self.x).mul_(kernel.base)
         self.row_weights = self.x.new_zeros(len(x))
         self._buffers = [self.x.new_empty(self.block**2) for _ in range(3 if self.bandwidths > 1 else 2)]
 
@@ -140,7 +130,7 @@ class _Blocks:
         pairs = len(self.x) * self.bandwidths
         scale = 4 * self.kernel.base / pairs
         total = torch.zeros((), dtype=torch.float64, device=self.x.device)
-        norms = _squared_norms(landmarks).mul_(self.kernel.base)
+        norms = squared_norms(landmarks).mul_(self.kernel.base)
         for i in self._ranges(len(self.x)):
             for k in self._ranges(len(landmarks)):
                 t, weights = self.kernel.prepare(self._scaled_distances(i, landmarks[k], norms[k])), None

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from irdm.ops.sampling import sample_indices
@@ -40,3 +41,14 @@ def sample_rows(rows: Rows, count: int, generator: torch.Generator) -> Tensor:
     store's own, so that a store on disk is read forwards.
     """
     return rows[sample_indices(len(rows), count, generator).sort().values]
+
+
+def squared_distances(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
+    """|x_i - y_j|^2 as |x|^2 + |y|^2 - 2 x.y, clamped at zero. Centre the rows first: a large common mean cancels."""
+    products = torch.addmm(squared_norms(y), x, y.T, alpha=-2)
+    return products.add_(squared_norms(x)[:, None]).clamp_(min=0)
+
+
+def squared_norms(x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    """|x_i|^2 without a temporary of the size of x."""
+    return torch.linalg.vector_norm(x, dim=1).square_()
