@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from irdm.data.base import Dataset, Split
 from irdm.distributed import Ranks
 from irdm.encoders.base import Battery, encoder_identity
-from irdm.features import extract
+from irdm.features import extract, thumbnails
 from irdm.metrics.base import EvaluationConfig
 from irdm.metrics.tables import Real, Table, row_order
 from irdm.ops.gaussian import Moments
@@ -34,22 +34,26 @@ def embed(
     ranks: Ranks | None = None,
     progress: Say | None = None,
 ) -> Table:
-    """The features of all images of a split, or of some rows in their order, with their conditions.
+    """The features and thumbnails of all images of a split, or of some rows in their order, with their conditions.
 
     Never more than a micro-batch of images is held. Each rank embeds its share, and all get the whole table, which lies
     on the device, as the encoders must. Raises ValueError for an image that cannot be used, or NaN from an encoder.
     """
     rows = torch.arange(len(split)) if rows is None else rows
     ranks = ranks or Ranks()
-    own, parts = rows[ranks.share(len(rows))], []
+    own, parts, small = rows[ranks.share(len(rows))], [], []
     count = Meter("features", len(own), "images", progress)
     for part in own.split(micro_batch):
-        parts.append(extract(encoders, split.read(part).to(device), micro_batch))
+        images = split.read(part)
+        parts.append(extract(encoders, images.to(device), micro_batch))
+        small.append(thumbnails(images))
         count(len(part))
     features = {name: torch.cat([part[name] for part in parts]) for name in encoders}
+    pictures = None if None in small else torch.cat(small).to(device)
     if ranks.size > 1:
         features = {name: ranks.gather(table)[0] for name, table in features.items()}
-    return Table(features, split.conditions[rows])
+        pictures = None if pictures is None else ranks.gather(pictures)[0]
+    return Table(features, split.conditions[rows], split.resized, pictures)
 
 
 def real_of(

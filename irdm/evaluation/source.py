@@ -22,7 +22,7 @@ from irdm.distributed import Ranks
 from irdm.evaluation.pictures import Pictures, gallery, write_samples
 from irdm.evaluation.result import RESULT, Result, evaluate_tables, write_result
 from irdm.files import locked, visible
-from irdm.metrics.base import EvaluationConfig, Picked
+from irdm.metrics.base import EvaluationConfig
 from irdm.metrics.pickscore import PickScore, pickscore
 from irdm.metrics.score import Score
 from irdm.metrics.tables import Real, Table
@@ -113,9 +113,8 @@ def evaluate_source(
             return None
         embedded = time.monotonic() - began
         order = store.index.argsort()  # as the source has them, so that draws are those of the same images elsewhere
-        generated = Table(
-            {name: Picked(store[name], order) for name in encoders}, store.conditions[order], split.resized
-        )
+        whole = Table({name: store[name] for name in encoders}, store.conditions, split.resized, store.thumbnails)
+        generated = whole.only(order)
         more: dict[str, Score] = {}
         if prompts is not None and scorer is not None:
             say("PickScore")

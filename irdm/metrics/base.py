@@ -16,8 +16,9 @@ from torch import Tensor
 from irdm.conditions import Conditions, Unconditional, draws, proportioned
 from irdm.config import Config, free
 from irdm.metrics.score import Score
+from irdm.metrics.tables import Picked as Picked
 from irdm.metrics.tables import Real, Table
-from irdm.ops.rows import Rows, row_blocks
+from irdm.ops.rows import row_blocks
 
 MIN_ROWS = 8
 """Fewest rows that any metric accepts; hundreds are needed to mean something."""
@@ -55,6 +56,8 @@ class EvaluationConfig(Config):
     """At most this many rows of a side in the quick check during training."""
     quick_directions: int = free(256, ge=1)
     """Unit directions of the quick check."""
+    ladder: int = free(1000, ge=0)
+    """At most this many held-out images, and a third of them, are damaged to measure what the scores see; 0: none."""
     gallery: int = free(10, ge=1)
     """Images of a class that are kept for the report."""
 
@@ -89,20 +92,6 @@ def check_tables(generated: Table, real: Real) -> None:
                     f"Encoder '{name}': {bad} of {len(rows)} {side} rows of features hold NaN or infinity; find the "
                     "image or the precision that makes them, and embed again."
                 )
-
-
-class Picked:
-    """Some rows of a table, read when they are asked for: `Rows` of the given indices, in their order."""
-
-    def __init__(self, rows: Rows, index: Int64[Tensor, " k"]) -> None:
-        self._rows, self._index = rows, index
-        self.shape = (len(index), *rows.shape[1:])
-
-    def __len__(self) -> int:
-        return len(self._index)
-
-    def __getitem__(self, index: slice | Tensor, /) -> Tensor:
-        return self._rows[self._index[index]]
 
 
 KEPT = 0.25  # val of other proportions, which would lose more of its rows than this leaves, is drawn from as it is

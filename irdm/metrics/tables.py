@@ -1,11 +1,11 @@
 """The two sides of an evaluation as tables: features of the judged images, and the real side they are compared with.
 
-Letters: n rows, d features.
+Letters: n rows, k rows of an index, d features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,13 +27,27 @@ class Table:
 
     features: Mapping[str, Rows]
     conditions: Conditions
+    resized: str | None = None
+    """What was done to the images before any encoder saw them (`irdm.data.base.Split.resized`); None: nothing."""
+    thumbnails: Rows | None = None
+    """Small pictures uint8 [n, c, h, w] of the same images (`irdm.features.thumbnails`), which no encoder made: what
+    copies and duplicates are looked for in, and what people are shown. None where there are none."""
 
     def __len__(self) -> int:
         return len(self.conditions)
 
+    def only(self, rows: Int64[Tensor, " k"]) -> Table:
+        """Some rows, in the order of the index, read when they are asked for."""
+        return self._each(lambda part: Picked(part, rows), self.conditions[rows])
+
     def to(self, device: torch.device) -> Table:
         """The same rows, brought to a device as they are asked for."""
-        return replace(self, features={name: OnDevice(rows, device) for name, rows in self.features.items()})
+        return self._each(lambda part: OnDevice(part, device), self.conditions)
+
+    def _each(self, view: Callable[[Rows], Rows], conditions: Conditions) -> Table:
+        features = {name: view(rows) for name, rows in self.features.items()}
+        thumbnails = None if self.thumbnails is None else view(self.thumbnails)
+        return replace(self, features=features, conditions=conditions, thumbnails=thumbnails)
 
 
 @dataclass(frozen=True)
@@ -64,6 +78,29 @@ class Real:
             for name, found in self.moments.items()
         }
         return replace(self, train=self.train.to(device), val=self.val.to(device), moments=moments)
+
+
+def published(name: str, generated: Table, real: Real) -> str:
+    """The name of a published metric, and another where images were resized first, which its own pipeline does not do.
+
+    "FID" is then "FID (images resized to 256 x 256)": another number, by some per cent.
+    """
+    resized = generated.resized or real.train.resized or real.val.resized
+    return f"{name} (images {resized})" if resized else name
+
+
+class Picked:
+    """Some rows of a table, read when they are asked for: `Rows` of the given indices, in their order."""
+
+    def __init__(self, rows: Rows, index: Int64[Tensor, " k"]) -> None:
+        self._rows, self._index = rows, index
+        self.shape = (len(index), *rows.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, index: slice | Tensor, /) -> Tensor:
+        return self._rows[self._index[index]]
 
 
 class OnDevice:

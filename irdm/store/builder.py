@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import PIL
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 from torch import Tensor, nn
 
 from irdm.data.base import Split

@@ -1,8 +1,9 @@
 """Reading a store of features: rows of every encoder, larger than memory, checked before they are used.
 
     STORE/identity.json   what decides the rows: images, encoders, shape, type, seed
-    STORE/shard-00000/    features-<encoder>.safetensors {"features" [k, d]}, rows.safetensors {"index", "conditions.*"}
-                          and manifest.json, the sha256 and size of each
+    STORE/shard-00000/    features-<encoder>.safetensors {"rows" [k, d]}, thumbnails.safetensors {"rows" [k, c, h, w]}
+                          of images (uint8), rows.safetensors {"index", "conditions.*"}, and manifest.json, the sha256
+                          and size of each
     STORE/manifest.json   the identity, its address and every shard's files; written last, when all is there
 
 Rows are permuted once, by the seed, so that the first rows are a random sample. A shard appears by one rename and never
@@ -19,14 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Int64, Shaped
 from pydantic import TypeAdapter
 from torch import Tensor
 
 from irdm.conditions import Conditions, ConditionSpec
+from irdm.features import thumbnail_shape
 from irdm.files import MANIFEST, read_manifest, read_tensors, whole
 
 IDENTITY, ROWS_FILE, CONDITION = "identity.json", "rows.safetensors", "conditions."
+THUMBNAILS_FILE, ROWS = "thumbnails.safetensors", "rows"
 AGAIN = "Repeat the command that built it: finished shards are kept."
 
 
@@ -78,7 +81,13 @@ class FeatureStore:
             raise ValueError(
                 f"{self.path} has no features of '{encoder}'; it has {sorted(self.dims)}. Build it with them."
             )
-        return StoredRows(self, encoder)
+        return StoredRows(self, features_file(encoder), (self.dims[encoder],), torch.float32)
+
+    @property
+    def thumbnails(self) -> StoredRows | None:
+        """The thumbnails [n, c, h, w] of the images, uint8; None where they have none."""
+        shape = thumbnail_shape(tuple(self.identity["image_shape"]))
+        return None if shape is None else StoredRows(self, THUMBNAILS_FILE, shape, torch.uint8)
 
     @cached_property
     def conditions(self) -> Conditions:
@@ -123,16 +132,17 @@ class FeatureStore:
 
 
 class StoredRows:
-    """The float32 features [n, d] of one encoder, as `irdm.ops.rows.Rows`: only what is asked for is read."""
+    """A table of a store, such as the features [n, d] of one encoder, as `Rows`: only what is asked for is read."""
 
-    def __init__(self, store: FeatureStore, encoder: str):
-        self._store, self._file = store, features_file(encoder)
-        self.shape = (len(store), store.dims[encoder])
+    def __init__(self, store: FeatureStore, file: str, shape: tuple[int, ...], dtype: torch.dtype):
+        """`file` of a shard, and the shape and type of its rows."""
+        self._store, self._file, self._dtype = store, file, dtype
+        self.shape = (len(store), *shape)
 
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, index: slice | Tensor, /) -> Float32[Tensor, "k d"]:
+    def __getitem__(self, index: slice | Tensor, /) -> Shaped[Tensor, "k ..."]:
         """A copy of the rows of a slice or of an integer index tensor [k], in its order.
 
         Raises IndexError for a row that is not there, TypeError for an index of another kind, ValueError for a shard
@@ -149,12 +159,12 @@ class StoredRows:
                 f"Rows {int(index.min())} to {int(index.max())} were asked of a store of {len(self)} rows."
             )
         index = index % len(self)
-        rows = torch.empty(len(index), self.shape[1])
+        rows = torch.empty(len(index), *self.shape[1:], dtype=self._dtype)
         size = self._store.identity["shard_rows"]
         shards = index // size
         for shard in shards.unique().tolist():
             here = (shards == shard).nonzero()[:, 0]
-            rows[here] = self._store.tensors(shard, self._file)["features"][index[here] - shard * size]
+            rows[here] = self._store.tensors(shard, self._file)[ROWS][index[here] - shard * size]
         return rows
 
 

@@ -3,7 +3,7 @@
     REF/plan.json             what decides everything below; written first, it claims the directory
     REF/train/, REF/val/      the features of all images (irdm.store.reader); judging needs neither
     REF/encoders/             the weights of a local battery; pretrained encoders are named by their hashes
-    REF/rows/                 the conditions of the rows that are kept, and some val images for reports
+    REF/rows/                 conditions and thumbnails of the rows that are kept, and some val images for reports
     REF/real/<encoder>/       what evaluation compares with (irdm.store.real)
     REF/training/<encoder>/   a fitted distance and its floor (irdm.reference); not there when built to judge only
     REF/manifest.json         name, address, plan, and the hash of every part; written last
@@ -30,9 +30,10 @@ from irdm.metrics.tables import Real, Table
 from irdm.store.reader import FeatureStore, restored
 from irdm.store.real import FILE, read_real
 
-FORMAT = 2  # part of the plan: raise it when the files of one plan change
+FORMAT = 3  # part of the plan: raise it when the files of one plan change
 PLAN, ENCODERS, ROWS, SAMPLES, WEIGHTS = "plan.json", "encoders", "rows", "samples.safetensors", "weights.safetensors"
-REAL = ("train", "val", "image_shape", "encoders", "held_out", "table_rows", "seed")
+THUMBNAILS = "thumbnails"
+REAL = ("train", "val", "image_shape", "encoders", "held_out", "table_rows", "seed", "resized")
 
 
 class StoredReference:
@@ -115,12 +116,14 @@ class StoredReference:
             Table(
                 {name: getattr(real, side) for name, real in read.items()},
                 self._conditions(side, f"{side}.safetensors", min(self.plan[side]["count"], self.plan["table_rows"])),
+                self.plan.get("resized"),
+                self.tensors(ROWS, f"{side}.safetensors")[0].get(THUMBNAILS),
             )
             for side in ("train", "val")
         )
         moments = {name: real.moments for name, real in read.items()}
         held_out = tuple(name for name in chosen if name in self.held_out)
-        return Real(train, val, moments, held_out, {key: self.plan[key] for key in REAL})
+        return Real(train, val, moments, held_out, {key: self.plan[key] for key in REAL if key in self.plan})
 
     def samples(self) -> TensorSplit:
         """A few val images, for reports."""

@@ -48,7 +48,7 @@ def test_rows_are_those_of_direct_extraction(folder, built):
 
 def test_files_are_plain_safetensors(built):
     file = built.path / "shard-00004" / "features-conv.safetensors"
-    assert torch.equal(load_file(file)["features"], built["conv"][64:70])
+    assert torch.equal(load_file(file)["rows"], built["conv"][64:70])
     assert len(list(built.path.glob("shard-*"))) == 5
 
 
