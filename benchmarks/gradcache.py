@@ -41,7 +41,7 @@ def main() -> None:
     generator = build_generator(config, dataset.image_shape, conditions.spec)
     noise = torch.randn(ROLLOUT, *generator.noise_shape)
     inputs = conditions[draw(conditions, ROLLOUT, "benchmark")].inputs()
-    heavy = ("supervised", "contrastive", "masked")
+    heavy = ("content", "patches", "bands")
     cases = {
         "no graph kept": ((), 0),
         "some graphs kept": ((), None),

@@ -25,10 +25,10 @@ class Spectrum(nn.Module):
 def main() -> dict[str, Score]:
     """Scores of an untrained generator under two fitted encoders and the new one."""
     digits = DigitsConfig().build()
-    fitted = LocalBatteryConfig(held_in=("supervised",), held_out=("pca",), steps=50).fit(digits)
+    fitted = LocalBatteryConfig(held_in=("content",), held_out=("pca",), steps=50).fit(digits)
     width = Spectrum()(digits.train.images[:1]).shape[1]
     encoders = {**fitted.encoders, "spectrum": Encoder("spectrum", width, Spectrum())}
-    battery = Battery(encoders, held_in=("supervised",), held_out=("pca", "spectrum"))
+    battery = Battery(encoders, held_in=("content",), held_out=("pca", "spectrum"))
 
     config = EvaluationConfig(directions=128, resamples=8)
     real = real_of(digits, battery, config)

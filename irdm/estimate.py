@@ -105,7 +105,7 @@ def encoder_costs(config: AnyBattery, image_shape: Shape, spec: ClassSpec | NoSp
         return {name: (PANEL_COSTS[name], PANEL[name].dim) for name in config.names}
     if not isinstance(config, LocalBatteryConfig):
         return {"identity": (Cost(0, 0, 0), math.prod(image_shape))}
-    battery, image = config._blank(image_shape, taught=spec.width > 1), torch.zeros(1, *image_shape)
+    battery, image = config.blank(image_shape, classes=spec.width), torch.zeros(1, *image_shape)
     return {
         name: (count(encoder.network, image.requires_grad_()), encoder.dim)
         for name, encoder in battery.encoders.items()

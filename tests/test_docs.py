@@ -99,8 +99,8 @@ def a_tiny_run() -> None:
         "120",
         "--out",
         "runs/images",
-        "--battery.dim",
-        "4",
+        "--battery.width",
+        "2",
     ]
     assert main([*argv, "--evaluation", "none"]) == 0
 

@@ -89,14 +89,14 @@ def test_what_an_estimate_scales_with():
     assert 0.5 < step_seconds(published.flops, 7e14) * 4000 / 3600 / 80 < 2.5
 
 
-def test_local_encoders_are_counted_as_they_are_and_without_classes_there_are_fewer():
+def test_local_encoders_are_counted_as_they_are_and_without_classes_too():
     config = LocalBatteryConfig()
     costs = encoder_costs(config, (1, 8, 8), classes(10))
     assert set(costs) == {*config.held_in, *config.held_out}
-    assert set(costs) - set(encoder_costs(config, (1, 8, 8), NoSpec())) == {"supervised", "supervised_mlp"}
-    cost, dim = costs["supervised"]
-    assert dim == config.dim and cost.flops > 0 and cost.parameters > 1000
-    assert encoder_costs(LocalBatteryConfig(width=32), (1, 8, 8), classes(10))["supervised"][0].flops > 1.5 * cost.flops
+    cost, dim = costs["content"]
+    assert dim == 9 and cost.flops > 0 and cost.parameters > 1000
+    assert encoder_costs(config, (1, 8, 8), NoSpec())["content"][1] == 16, "a code of contrast, where nothing is labelled"
+    assert encoder_costs(LocalBatteryConfig(width=32), (1, 8, 8), classes(10))["content"][0].flops > 1.5 * cost.flops
     assert encoder_costs(IdentityBatteryConfig(), (64, 1, 1), NoSpec())["identity"][1] == 64
 
 

@@ -41,7 +41,7 @@ def test_the_custom_loop_is_short():
 
 def test_the_custom_encoder_is_scored(load, capsys):
     score = load("custom_encoder").main()["sw_ratio"]
-    assert set(score.encoders) == {"supervised", "pca", "spectrum"}
+    assert set(score.encoders) == {"content", "pca", "spectrum"}
     assert score.encoders["spectrum"].value > 2, "an untrained generator is far from real"
     assert "spectrum" in capsys.readouterr().out
 

@@ -22,7 +22,7 @@ from irdm.reference import ReferenceConfig, build_reference
 from irdm.run import claim_run, load_run, read_config, read_record
 from irdm.train import train
 
-BATTERY = LocalBatteryConfig(held_in=("pixels", "denoising"), held_out=("pca",), steps=2)
+BATTERY = LocalBatteryConfig(held_in=("pixels", "bands"), held_out=("pca",), steps=2)
 CONFIG = ReferenceConfig(rollout=64, distance=NystromMMDConfig(landmarks=32, kmeans_iterations=3))
 
 

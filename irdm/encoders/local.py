@@ -1,10 +1,27 @@
-"""The local battery: encoders fitted on your own images in seconds, by different principles, so they fail differently.
+"""The local battery: nine small encoders fitted on your own images, by different principles.
 
 For a domain without a good pretrained encoder. Fitted on the train split only, seeded, cached by content.
+
+| encoder | principle | numbers |
+|---|---|---|
+| pixels | averages of 8 x 8 pixels, raw | 64 a channel |
+| pca | averages of 16 x 16 pixels, whitened | 128 |
+| bands | log energies of wavelets | 64 |
+| patches | sizes of responses to random whitened patches | 32 |
+| content | a classifier's logits; convolutions, no brightness, no contrast | classes - 1, at most 16 |
+| damage | how much noise, blur, pattern was added, as a network tells it | 16 |
+| correlation | correlations of neighbouring pixels and of colours | 32 |
+| layout | a classifier's logits; a perceptron on 16 x 16 pixels | classes - 1, at most 16 |
+| tone | mean, spread, skewness and histogram of an image's values | 24 |
+
+The first five train by default and the others judge. A defect that an eye sees has a witness on both sides, and the
+two fail differently: bands and patches (fixed filters) beside damage (learned) and correlation (ratios of energies);
+content (local) beside layout (global); pixels and pca (where) beside tone (how much).
 """
 
 from __future__ import annotations
 
+import math
 import time
 import zlib
 from collections.abc import Callable, Mapping
@@ -21,16 +38,32 @@ from irdm.conditions import draw
 from irdm.config import Config
 from irdm.data.base import Dataset, Shape, Split
 from irdm.encoders.base import Battery, Encoder
-from irdm.encoders.pretexts import PRETEXTS, PatchFeatures, Pixels, Standardise, WhitePCA, shape_of
-from irdm.files import clear_partial, hash_of, hash_tensors, misfits, read_tensors, write_tensors
+from irdm.encoders.fixed import Bands, Correlation, Patches, Pixels, Tone, Whitened
+from irdm.encoders.learned import Assess, Classify, Content, Contrast, Damage, Layout
+from irdm.files import clear_partial, hash_of, hash_tensors, read_tensors, write_tensors
+from irdm.progress import Meter, Say, silent
 
 Images = Float32[Tensor, "n c h w"]
-Say = Callable[[str], None]
+Labels = Int64[Tensor, " n"]
 
-KINDS = (*PRETEXTS, "patches", "pixels", "pca")
-CODE_VERSION = 2  # Part of the cache key: raise it when a fitted encoder's numbers change.
-MIN_SIDE = 4  # pixels: smaller images have no patches and no blocks
-SAY_EVERY = 5.0  # seconds between lines while one encoder is fitted
+Maker = Callable[[Shape, int, int], nn.Module]  # of an image shape, the outputs of a classifier, and a width
+
+ENCODERS: dict[str, tuple[Maker, int | None]] = {  # a view, and the numbers it is whitened to at most; None: it is not
+    "pixels": (lambda shape, outputs, width: Pixels(8), None),
+    "pca": (lambda shape, outputs, width: Pixels(16), 128),
+    "bands": (lambda shape, outputs, width: Bands(shape[0]), 64),
+    "patches": (lambda shape, outputs, width: Patches(shape), 32),
+    "content": (Content, 16),
+    "damage": (lambda shape, outputs, width: Damage(shape, width), 16),
+    "correlation": (lambda shape, outputs, width: Correlation(shape[0]), 32),
+    "layout": (Layout, 16),
+    "tone": (lambda shape, outputs, width: Tone(shape[0]), 24),
+}
+UNLABELLED = 32  # outputs of content and layout where there are no classes to tell apart
+ROWS_A_NUMBER = 8  # images that one whitened number takes at least
+NUMBERS = 2**27  # that the images which are fitted on have at most: half a GiB
+CODE_VERSION = 3  # Part of the cache key: raise it when a fitted encoder's numbers change.
+MIN_SIDE = 4  # pixels: smaller images have no neighbourhoods
 DAY = 86_400.0  # seconds after which nobody is still writing a file of the cache
 
 
@@ -39,20 +72,16 @@ class LocalBatteryConfig(Config):
 
     kind: Literal["local"] = "local"
     """Name of this kind of battery."""
-    held_in: tuple[str, ...] = ("supervised", "contrastive", "masked", "denoising", "patches", "pixels")
+    held_in: tuple[str, ...] = ("pixels", "pca", "bands", "patches", "content")
     """Encoders that train the generator."""
-    held_out: tuple[str, ...] = ("rotation", "supervised_mlp", "pca")
+    held_out: tuple[str, ...] = ("damage", "correlation", "layout", "tone")
     """Encoders that only judge it."""
-    dim: int = Field(default=64, ge=4, le=2**16)
-    """Features of each fitted encoder."""
     width: int = Field(default=16, ge=1, le=2**14)
-    """Channels of the first convolution; hidden layers of perceptrons are eight times as wide."""
-    images: int = Field(default=20_000, ge=2, le=2**31)
-    """At most this many training images are fitted on, the classes in proportion."""
-    steps: int = Field(default=300, ge=1, le=2**31)
-    """Optimizer steps of each fitted encoder."""
-    batch: int = Field(default=256, ge=2, le=2**24)
-    """Images a step."""
+    """Channels of the first convolution; hidden layers of the perceptron are eight times as wide."""
+    images: int = Field(default=10_000, ge=2, le=2**31)
+    """At most this many training images are fitted on, the classes in proportion; of large images half a GiB."""
+    steps: int = Field(default=200, ge=1, le=2**31)
+    """Optimizer steps of each encoder that learns; twice as many where there are more than ten classes."""
     lr: float = Field(default=3e-3, gt=0, le=1e3)
     """Peak learning rate (one cycle)."""
     seed: int = Field(default=0, ge=0, lt=2**63)
@@ -61,139 +90,145 @@ class LocalBatteryConfig(Config):
     @field_validator("held_in", "held_out")
     @classmethod
     def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        if unknown := sorted(set(names) - set(KINDS)):
-            raise ValueError(f"There is no local encoder {unknown}; choose from {list(KINDS)}.")
+        if unknown := sorted(set(names) - set(ENCODERS)):
+            raise ValueError(f"There is no local encoder {unknown}; choose from {list(ENCODERS)}.")
         return names
 
     def fit(self, dataset: Dataset, *, cache_dir: Path | None = None, progress: Say | None = None) -> Battery:
         """The battery for these images, read from `cache_dir` when the same data, config and code made it before.
 
-        Only `dataset.train` is read. Images of fewer than two classes cannot teach the supervised encoders anything:
-        these are left out then. `progress` receives lines of text: a damaged cache file is named and fitted again.
+        Only `dataset.train` is read. Without at least two classes, content and layout learn by contrast in place of
+        classes. `progress` receives lines of text: a damaged cache file is named and fitted again.
 
         Raises ValueError for images smaller than 4 x 4, OSError when the cache cannot be written.
         """
-        say, train = progress or (lambda line: None), dataset.train
+        say, train = progress or silent, dataset.train
         if min(train.image_shape[1:]) < MIN_SIDE:
             raise ValueError(
                 f"{dataset.name} has images of {train.image_shape[1]} x {train.image_shape[2]}; local encoders need at "
                 f"least {MIN_SIDE} x {MIN_SIDE} pixels. For points, use --battery.kind identity."
             )
-        strata = train.conditions.strata
-        taught = strata is not None and len(strata.unique()) > 1
         key = hash_of([train.fingerprint, self.identity(), CODE_VERSION])
         path = cache_dir / f"local-battery-{key[:24]}.safetensors" if cache_dir else None
-        if path and path.exists() and (battery := self._read(path, key, train.image_shape, taught, say)):
+        if path and path.exists() and (battery := self._read(path, key, train.image_shape, say)):
             return battery
         images, labels = self._sample(train)
+        classes = len(labels.unique())
         encoders = {}
-        for name in self._names(taught):
+        for name in self.held_in + self.held_out:
             began = time.monotonic()
-            encoders[name] = _fit(name, self, images, labels, say)
+            encoders[name] = self._fit(name, images, labels, classes, say)
             say(f"fitted the encoder '{name}' on {len(images)} images in {time.monotonic() - began:.1f} s")
-        battery = self._battery(encoders)
+        battery = Battery(encoders, self.held_in, self.held_out)
         if path:
             clear_partial(path.parent, older=DAY)
             state = battery.state_dict()
             write_tensors(path, state, {"sha256": hash_tensors(state, key)})
         return battery
 
+    def blank(self, image_shape: Shape, classes: int) -> Battery:
+        """A battery that nobody fitted, of the size of one for many images of this shape and so many classes."""
+        return self._blank(image_shape, {name: _sizes(name, classes, self.images) for name in ENCODERS})
+
     def restore(self, image_shape: Shape, state: Mapping[str, Tensor]) -> Battery:
         """The battery whose `state_dict` is given, which was fitted to images of this shape.
 
         Raises ValueError when the state is that of another battery.
         """
-        taught = any(key.startswith("encoders.supervised") for key in state)
-        battery = self._blank(image_shape, taught)
+        sizes = {name: _sizes(name, 0, self.images) for name in ENCODERS}
+        for name in ENCODERS:
+            axes = state.get(f"encoders.{name}.network.axes")
+            if axes is not None and axes.ndim == 2:
+                sizes[name] = (axes.shape[0], axes.shape[1])
+        battery = self._blank(image_shape, sizes)
         restore(battery.state_dict(), state, "The file")
         return battery
 
-    def _names(self, taught: bool) -> tuple[str, ...]:
-        """The encoders that there are, with or without classes to be taught by."""
-        return tuple(name for name in self.held_in + self.held_out if taught or not name.startswith("supervised"))
+    def _blank(self, image_shape: Shape, sizes: Mapping[str, tuple[int, int]]) -> Battery:
+        """The battery with weights that are replaced next."""
+        encoders = {}
+        for name in self.held_in + self.held_out:
+            with torch.random.fork_rng(devices=[]):
+                encoders[name] = _encoder(name, _network(name, image_shape, self.width, *sizes[name]), image_shape)
+        return Battery(encoders, self.held_in, self.held_out)
 
-    def _battery(self, encoders: Mapping[str, Encoder]) -> Battery:
-        return Battery(encoders, *(tuple(n for n in side if n in encoders) for side in (self.held_in, self.held_out)))
+    def _sample(self, train: Split) -> tuple[Images, Labels]:
+        """The images that are fitted on, and the class of each, counted from 0; 0 where there are none."""
+        rows, strata = torch.arange(len(train)), train.conditions.strata
+        most = min(self.images, max(2, NUMBERS // math.prod(train.image_shape)))
+        if len(train) > most:
+            rows = draw(train.conditions, most, "local battery", self.seed).sort().values
+        labels = torch.zeros_like(rows) if strata is None else strata.cpu()[rows].unique(return_inverse=True)[1]
+        return train.read(rows), labels
 
-    def _blank(self, image_shape: Shape, taught: bool) -> Battery:
-        """The battery of this configuration with weights that are replaced next; the noise decides nothing that is."""
-        noise = torch.rand(64, *image_shape, generator=torch.Generator().manual_seed(0))
-        return self._battery({name: _fit(name, self, noise, None, None) for name in self._names(taught)})
-
-    def _sample(self, train: Split) -> tuple[Images, Int64[Tensor, " n"]]:
-        """The images that are fitted on, and the class of each (0 where there are none)."""
-        rows = torch.arange(len(train))
-        if len(train) > self.images:
-            rows = draw(train.conditions, self.images, "local battery", self.seed).sort().values
-        strata = train.conditions.strata
-        return train.read(rows), torch.zeros_like(rows) if strata is None else strata.cpu()[rows]
-
-    def _read(self, path: Path, key: str, image_shape: Shape, taught: bool, say: Say) -> Battery | None:
+    def _read(self, path: Path, key: str, image_shape: Shape, say: Say) -> Battery | None:
         """The battery in a file of the cache, or None, said, when it is damaged."""
-        battery = self._blank(image_shape, taught)
         try:
             state, notes = read_tensors(path, "")
-            if odd := misfits(state, battery.state_dict()):
-                raise ValueError(f"it holds other tensors, such as {odd[0]}")
             if notes.get("sha256") != hash_tensors(state, key):
                 raise ValueError("its checksum does not match its content")
+            battery = self.restore(image_shape, state)
         except ValueError as error:
             say(f"the cached battery {path} is damaged ({f'{error}'.strip()}); fitting it again")
             return None
-        battery.load_state_dict(state)
         say(f"read {len(battery.encoders)} encoders from {path}")
         return battery
 
+    def _fit(self, name: str, images: Images, labels: Labels, classes: int, say: Say) -> Encoder:
+        """One encoder, whatever the others are. Leaves the global seed alone."""
+        shape = (images.shape[1], images.shape[2], images.shape[3])
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed((self.seed * 1_000_003 + zlib.crc32(name.encode())) % 2**63)
+            network = _network(name, shape, self.width, *_sizes(name, classes, len(images)))
+            view = network.view if isinstance(network, Whitened) else network
+            if isinstance(view, Patches):
+                view.cut(images)
+            elif isinstance(view, Damage):
+                self._teach(name, Assess(view), images, labels, classes, say)
+            elif isinstance(view, Content | Layout):
+                self._teach(name, Classify(view) if classes > 1 else Contrast(view), images, labels, classes, say)
+            if isinstance(network, Whitened):
+                rows, meter = [], Meter(f"fitting the encoder '{name}'", len(images), "images", say)
+                for block in images.split(max(1, min(256, 2**18 // math.prod(shape[1:])))):
+                    rows.append(view(block))
+                    meter(len(block))
+                network.fit(torch.cat(rows))
+        return _encoder(name, network, shape)
 
-def _fit(
-    name: str, config: LocalBatteryConfig, images: Images, labels: Int64[Tensor, " n"] | None, say: Say | None
-) -> Encoder:
-    """One encoder; without labels only its shape, for weights that are loaded next. Leaves the global seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        # Independent of the other encoders.
-        torch.manual_seed((config.seed * 1_000_003 + zlib.crc32(name.encode())) % 2**63)
-        shape = shape_of(images)
-        if name == "pixels":
-            network = Pixels(shape)
-        elif name == "patches":
-            network = PatchFeatures(images, config.dim // 4)
-        elif name == "pca":
-            network = WhitePCA(images, config.dim // 2)
-        else:
-            pretext = PRETEXTS[name]
-            trunk = pretext.trunk(shape, config.width, config.dim)
-            network = nn.Sequential(Standardise(images), trunk)
-            if labels is not None:
-                outputs = pretext.outputs(shape, int(labels.max()) + 1)
-                head = nn.Sequential(nn.GELU(), nn.Linear(config.dim, outputs))
-                with torch.enable_grad():
-                    _train(name, network, head, config, images, labels, say or (lambda line: None))
-        with torch.no_grad():
-            dim = network(images[:1]).shape[1]
-    return Encoder(name, dim, network)
+    def _teach(self, name: str, lesson: nn.Module, images: Images, labels: Labels, classes: int, say: Say) -> None:
+        """AdamW over shuffled batches, one learning-rate cycle; of larger images fewer at once, so it takes as long."""
+        steps = self.steps * (2 if classes > 10 else 1)
+        batch = min(128, max(32, 128 * 1024 // math.prod(images.shape[2:])))
+        optimizer = torch.optim.AdamW(lesson.parameters(), lr=self.lr, weight_decay=0.05)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps)
+        meter = Meter(f"fitting the encoder '{name}'", steps, "steps", say)
+        with torch.enable_grad():
+            for _ in range(steps):
+                rows = torch.randperm(len(images))[:batch]
+                optimizer.zero_grad()
+                lesson(images[rows], labels[rows]).backward()
+                optimizer.step()
+                schedule.step()
+                meter()
 
 
-def _train(
-    name: str,
-    network: nn.Module,
-    head: nn.Module,
-    config: LocalBatteryConfig,
-    images: Images,
-    labels: Int64[Tensor, " n"],
-    say: Say,
-) -> None:
-    """AdamW over shuffled batches, one learning-rate cycle."""
-    parameters = [*network.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=config.steps)
-    loss_of, began = PRETEXTS[name].loss, time.monotonic()
-    said = began
-    for step in range(config.steps):
-        rows = torch.randperm(len(images))[: config.batch]
-        optimizer.zero_grad()
-        loss_of(network, head, images[rows], labels[rows]).backward()
-        optimizer.step()
-        schedule.step()
-        if (now := time.monotonic()) - said > SAY_EVERY:
-            said, left = now, (now - began) / (step + 1) * (config.steps - step - 1)
-            say(f"fitting the encoder '{name}': step {step + 1} of {config.steps}, {left:.0f} s left")
+def _sizes(name: str, classes: int, images: int) -> tuple[int, int]:
+    """Outputs of a view that classifies, and numbers of the whitened encoder at most."""
+    view, dim = ENCODERS[name]
+    outputs = classes if classes > 1 else UNLABELLED
+    dim = min(dim or 0, max(1, images // ROWS_A_NUMBER))
+    return outputs, min(dim, outputs - 1) if view in (Content, Layout) else dim  # softmax does not see a common offset
+
+
+def _network(name: str, shape: Shape, width: int, outputs: int, dim: int) -> nn.Module:
+    """The network of an encoder, blank."""
+    make, most = ENCODERS[name]
+    view = make(shape, outputs, width)
+    if most is None:
+        return view
+    inputs = view(torch.zeros(1, *shape)).shape[1]
+    return Whitened(view, inputs, min(dim, inputs))
+
+
+def _encoder(name: str, network: nn.Module, shape: Shape) -> Encoder:
+    return Encoder(name, network(torch.zeros(1, *shape)).shape[1], network)

@@ -62,6 +62,5 @@ STUDY = Study(
     figure=figure,
     claims=claims,
     notes=f"{SECONDS:.0f} core-seconds of training a run. The gate stops at the score of fresh real images, so a gated "
-    "run stays near 1 where the others go on below it, towards the training images. This battery, six small encoders "
-    "of one width fitted on the same images, is nearly in balance by itself.",
+    "run stays near 1 where the others go on below it, towards the training images.",
 )

@@ -22,7 +22,7 @@ from irdm.metrics.score import Estimate, Score
 from irdm.reference import open_reference
 
 RUN = ["--steps", "2", "--rollout", "64", "--battery.steps", "2", "--log-every", "1", "--checkpoint-every", "2"]
-RUN += ["--battery.held-in", "supervised,pixels", "--battery.held-out", "pca", "--device", "cpu"]
+RUN += ["--battery.held-in", "content,pixels", "--battery.held-out", "pca", "--device", "cpu"]
 JUDGED = ["--evaluation.directions", "16", "--evaluation.rff-features", "32", "--evaluation.resamples", "4"]
 
 

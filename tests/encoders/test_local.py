@@ -14,8 +14,8 @@ from irdm.data.base import Dataset, SplitConfig, TensorSplit, split_dataset
 from irdm.encoders import LocalBatteryConfig
 from irdm.files import hash_of, hash_tensors, read_tensors, write_tensors
 
-QUICK = LocalBatteryConfig(steps=2, batch=16, dim=16, width=4)
-SMALL = QUICK.model_copy(update={"held_in": ("masked", "pixels"), "held_out": ("pca",)})
+QUICK = LocalBatteryConfig(steps=2, width=4)
+SMALL = QUICK.model_copy(update={"held_in": ("layout", "pixels"), "held_out": ("pca",)})
 
 
 @pytest.fixture(scope="module")
@@ -62,24 +62,37 @@ def test_fit_is_seeded_and_leaves_the_global_seed_alone(battery, digits):
 
 
 def test_an_encoder_does_not_depend_on_its_company(battery, digits):
-    alone = QUICK.model_copy(update={"held_in": ("masked",), "held_out": ("pca",)}).fit(digits)
+    alone = QUICK.model_copy(update={"held_in": ("layout",), "held_out": ("pca",)}).fit(digits)
     images = digits.val.images[:4]
-    assert torch.equal(alone["masked"](images), battery["masked"](images))
+    assert torch.equal(alone["layout"](images), battery["layout"](images))
 
 
-def test_training_teaches_the_class(digits):
-    battery = LocalBatteryConfig(steps=60, batch=128, held_in=("supervised_mlp",), held_out=("pixels",)).fit(digits)
-    train, val = (battery["supervised_mlp"](part.images) for part in (digits.train, digits.val))
+@pytest.mark.parametrize("name", ["content", "layout"])
+def test_training_teaches_the_class(digits, name):
+    battery = LocalBatteryConfig(steps=60, held_in=(name,), held_out=()).fit(digits)
+    train, val = (battery[name](part.images) for part in (digits.train, digits.val))
     nearest = digits.train.conditions.labels[torch.cdist(val, train).argmin(1)]
     assert (nearest == digits.val.conditions.labels).float().mean() > 0.9
 
 
-@pytest.mark.parametrize("shape", [(3, 20, 20), (1, 9, 14), (3, 4, 4)])
+@pytest.mark.parametrize("shape", [(3, 20, 20), (1, 9, 14), (3, 4, 4), (1, 5, 4), (3, 72, 68)])
 def test_any_image_size(shape):
     images = torch.rand(60, *shape, generator=torch.Generator().manual_seed(0))
     dataset = split_dataset("noise", images, Classes(torch.arange(60) % 2, ("a", "b")), SplitConfig())
-    for encoder in QUICK.model_copy(update={"steps": 1}).fit(dataset).encoders.values():
+    battery = QUICK.model_copy(update={"steps": 1}).fit(dataset)
+    again = QUICK.restore(shape, battery.state_dict())
+    for name, encoder in battery.encoders.items():
         assert encoder(images[:2]).shape == (2, encoder.dim)
+        assert torch.equal(again[name](images[:2]), encoder(images[:2])), name
+
+
+def test_whitened_numbers_have_eight_images_each(digits):
+    for images, classes in ((80, 10), (1198, 10)):
+        battery = QUICK.model_copy(update={"images": images}).fit(digits)
+        dims = {name: encoder.dim for name, encoder in battery.encoders.items()}
+        assert dims.pop("pixels") == 64, "not whitened"
+        assert dims["content"] == dims["layout"] == classes - 1
+        assert max(dims.values()) <= images / 8 and battery["pca"].dim == min(64, images // 8)
 
 
 def test_cache_is_read_when_nothing_changed(battery, digits, tmp_path):
@@ -106,7 +119,7 @@ def test_damaged_cache_is_named_and_refitted(battery, digits, tmp_path, damage):
     lines = []
     again = SMALL.fit(digits, cache_dir=tmp_path, progress=lines.append)
     assert str(path) in lines[0] and "damaged" in lines[0]
-    assert torch.equal(again["masked"](digits.val.images[:2]), battery["masked"](digits.val.images[:2]))
+    assert torch.equal(again["layout"](digits.val.images[:2]), battery["layout"](digits.val.images[:2]))
     SMALL.fit(digits, cache_dir=tmp_path, progress=lines.append)
     assert lines[-1].startswith("read 3 encoders")
 
@@ -121,15 +134,17 @@ def keys_of(dataset, config):
 def hostile(state, key):
     """Well-formed files that are not the battery's: {what: (tensors, notes)}."""
     right = {"sha256": hash_tensors(state, key)}
-    renamed = {name.replace("masked", "maksed"): value for name, value in state.items()}
+    renamed = {name.replace("layout", "layuot"): value for name, value in state.items()}
     half = {name: value.bfloat16() if value.is_floating_point() else value for name, value in state.items()}
     fewer = dict(list(state.items())[1:])
     longer = state | {"encoders.pca.network.mean": torch.zeros(3)}
+    flat = state | {"encoders.pca.network.axes": torch.zeros(3)}
     return {
         "other keys": (renamed, {"sha256": hash_tensors(renamed, key)}),
         "bfloat16": (half, {"sha256": hash_tensors(half, key)}),
         "a tensor less": (fewer, {"sha256": hash_tensors(fewer, key)}),
         "another shape": (longer, {"sha256": hash_tensors(longer, key)}),
+        "flat axes": (flat, {"sha256": hash_tensors(flat, key)}),
         "a float checksum": (state | {"sha256": torch.rand(32)}, {}),
         "no checksum": (state, {}),
         "a checksum of another key": (state, {"sha256": hash_tensors(state, "other")}),
@@ -137,7 +152,7 @@ def hostile(state, key):
     }
 
 
-@pytest.mark.parametrize("what", list(hostile({"masked": torch.ones(1)}, "")))
+@pytest.mark.parametrize("what", list(hostile({"layout": torch.ones(1)}, "")))
 def test_a_well_formed_file_of_something_else_is_noticed(digits, tmp_path, what):
     lines = []
     fitted = SMALL.fit(digits, cache_dir=tmp_path)
@@ -161,12 +176,12 @@ def test_two_processes_that_fit_at_once_do_not_disturb_each_other(battery, digit
         from irdm.data import DigitsConfig
         from irdm.encoders import LocalBatteryConfig
         torch.set_num_threads(1)
-        config = LocalBatteryConfig(steps=2, batch=16, dim=16, width=4, held_in=("masked", "pixels"), held_out=("pca",))
+        config = LocalBatteryConfig(steps=2, width=4, held_in=("layout", "pixels"), held_out=("pca",))
         for _ in range(5):
             for file in Path(sys.argv[1]).glob("*.safetensors"):
                 file.unlink(missing_ok=True)
             battery = config.fit(DigitsConfig().build(), cache_dir=Path(sys.argv[1]), progress=print)
-        print(float(battery["masked"](torch.full((1, 1, 8, 8), 0.3)).sum()))
+        print(float(battery["layout"](torch.full((1, 1, 8, 8), 0.3)).sum()))
     """
     command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -223,21 +238,19 @@ def test_of_many_images_some_are_fitted_the_classes_in_proportion(digits):
     assert (Counted.seen.bincount() - expected).abs().max() <= 1 and (Counted.seen.diff() != 0).float().mean() > 0.5
 
 
-@pytest.mark.parametrize("conditions", [Unconditional(40), Classes(torch.zeros(40, dtype=torch.int64), ("a", "b"))])
-def test_images_of_fewer_than_two_classes_teach_no_classifier(conditions, tmp_path):
-    images = torch.rand(40, 1, 8, 8)
+@pytest.mark.parametrize("conditions", [Unconditional(160), Classes(torch.zeros(160, dtype=torch.int64), ("a", "b"))])
+def test_images_of_fewer_than_two_classes_are_contrasted(conditions, tmp_path):
+    images = torch.rand(160, 1, 8, 8)
     dataset = Dataset("one", TensorSplit(images, conditions), TensorSplit(images, conditions))
     for _ in range(2):  # fitted, then read from the cache
         battery = QUICK.fit(dataset, cache_dir=tmp_path)
-        assert battery.held_in == ("contrastive", "masked", "denoising", "patches", "pixels")
-        assert battery.held_out == ("rotation", "pca")
+        assert battery["content"].dim == battery["layout"].dim == 16
     again = QUICK.restore((1, 8, 8), battery.state_dict())
-    assert again.held_in == battery.held_in and again.held_out == battery.held_out
-    assert torch.equal(again["masked"](images), battery["masked"](images))
+    assert torch.equal(again["content"](images), battery["content"](images))
 
 
 def test_restoring_what_is_not_this_battery_is_refused(battery):
-    with pytest.raises(ValueError, match=r"another network:\n  encoders.contrastive.*expected"):
+    with pytest.raises(ValueError, match=r"another network:\n  encoders.*expected"):
         QUICK.restore((1, 9, 9), battery.state_dict())
     with pytest.raises(ValueError, match="missing"):
         QUICK.restore((1, 8, 8), {})
@@ -249,10 +262,10 @@ def test_points_are_no_pictures():
 
 
 def test_a_long_fit_says_how_far_it_is(digits, monkeypatch):
-    monkeypatch.setattr("irdm.encoders.local.SAY_EVERY", 0.0)
+    monkeypatch.setattr("irdm.progress.EVERY", 0.0)
     lines = []
     SMALL.fit(digits, progress=lines.append)
-    assert any("fitting the encoder 'masked': step 1 of 2, " in line and "s left" in line for line in lines)
+    assert any("fitting the encoder 'layout': 1 of 2 steps, " in line and "left" in line for line in lines)
 
 
 @pytest.mark.parametrize("seed", [2**62, 2**63 - 1])
