@@ -1,13 +1,14 @@
 """MMD ratio: squared MMD of a Gaussian kernel by random Fourier features (Rahimi and Recht, 2007; MMDr14).
 
-Letters: n rows, d features, q random features.
+Letters: n rows, d features, q random features, b draws.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -18,9 +19,9 @@ from irdm.metrics.ratio import ratio
 from irdm.metrics.score import Score
 from irdm.metrics.tables import Real, Table
 from irdm.ops.embedding import median_distance
+from irdm.ops.rows import Rows, row_blocks
 from irdm.ops.sampling import generator_for, sample_indices
 
-COARSE = 512  # random features that measure the spread over rows; the score itself uses all
 BANDWIDTH_ROWS = 10_000
 BLOCK = 2048
 
@@ -37,6 +38,8 @@ class FourierTarget:
     frequencies: Float[Tensor, "d q"]
     phases: Float[Tensor, " q"]
     embedding: Float64[Tensor, " q"]
+    rows: int
+    power: ClassVar[int] = 1
 
     @classmethod
     def of(cls, name: str, rows: Float[Tensor, "n d"], count: int, seed: int) -> FourierTarget:
@@ -51,21 +54,28 @@ class FourierTarget:
         generator = torch.Generator().manual_seed(seed)
         frequencies = (torch.randn(rows.shape[1], count, generator=generator) / sigma).to(rows)
         phases = (torch.rand(count, generator=generator) * (2 * math.pi)).to(rows)
-        return cls(center, frequencies, phases, _embed(rows, center, frequencies, phases))
+        return cls(center, frequencies, phases, _embed(rows, center, frequencies, phases), len(rows))
+
+    @property
+    def count(self) -> int:
+        """Rows of the real sample."""
+        return self.rows
 
     def distance(self, rows: Float[Tensor, "n d"]) -> float:
         """Squared MMD (biased: the diagonal is in)."""
         return (_embed(rows, self.center, self.frequencies, self.phases) - self.embedding).square().mean().item()
 
-    def quick(self, blocks: Iterable[Tensor]) -> Callable[[Int64[Tensor, " n"]], float]:
-        """The same over the first 512 random features."""
-        frequencies, phases, real = self.frequencies[:, :COARSE], self.phases[:COARSE], self.embedding[:COARSE]
-        seen = torch.cat([_waves(block, self.center, frequencies, phases) for block in blocks])
-
-        def distance(rows: Int64[Tensor, " n"]) -> float:
-            return (seen[rows].mean(0, dtype=torch.float64) * math.sqrt(2) - real).square().mean().item()
-
-        return distance
+    def distances(self, table: Rows, draws: Sequence[Int64[Tensor, " _"]]) -> Float64[Tensor, " b"]:
+        """The same of many draws from one table, which is embedded once for all."""
+        shares = torch.zeros(len(draws), len(table))
+        for share, draw in zip(shares, draws, strict=True):
+            share[draw] = 1 / len(draw)
+        means, start = torch.zeros(len(draws), len(self.embedding)).to(self.embedding), 0
+        for block in row_blocks(table, BLOCK):
+            waves = _waves(block, self.center, self.frequencies, self.phases)
+            means += shares[:, start : start + len(block)].to(waves) @ waves
+            start += len(block)
+        return (means * math.sqrt(2) - self.embedding).square().mean(1).cpu()
 
 
 def _embed(

@@ -1,57 +1,69 @@
-"""Distance of generated rows to real rows over the distance of fresh real rows to the same: 1 is as good as real.
+"""Distance of judged rows to real rows over the distance of fresh real rows to the same: 1 is as good as real.
 
-    r_e = distance(generated, train) / distance(val, train),    the score is the arithmetic mean over encoders
+    r_e = distance(judged, train) / distance(val, train),    the score is the arithmetic mean over encoders
 
 A distance depends on the number of rows, so all draws have one size n, and since none is smaller than it need be: the
-smallest of `EvaluationConfig.rows`, the generated rows, the train rows and half of the val rows. The denominator is the
-mean over as many disjoint draws of n as the first half of val holds, and the control puts the second half in the place
-of the generated rows. The generated rows make as many disjoint draws as they can; the mean of their distances estimates
-without bias what one draw of n scores. Every draw follows one law (`irdm.metrics.base.Pools`).
+smallest of `EvaluationConfig.rows`, the judged rows, the train rows and half of the val rows. Judged rows and val rows
+make as many disjoint draws as they can, t and s of them; the mean of their distances estimates without bias what one
+draw of n scores. The control puts one half of the val draws in the place of the judged ones, against the other half.
+Every draw follows one law (`irdm.metrics.base.Pools`).
 
-The interval. Let V be the variance of the distance of ONE real draw of n rows. A row bootstrap cannot give it: at the
-null (a real draw against real data) the distance is a degenerate statistic, for which the bootstrap is inconsistent,
-and the duplicated rows of a resample inflate the distance itself. Instead real draws of the true size n are made
-WITHOUT replacement from the P val rows. Overlap makes them vary less than independent draws: by 1 - (n/P)^2 for the
-quadratic part of the statistic, 1 - n/P for its linear part. Dividing by 1 - n/P covers both, and is wide for the
-first. With the spread of the generated draws this gives the variance of the ratio (delta method); the interval is
-normal on a log scale. Rows are shared by encoders, so the interval of a mean over encoders counts their correlation. It
-is conditional on the target rows (train, or val for the unseen ratio).
+How far one real draw moves. At the null (a real draw against real data) a squared distance is a degenerate statistic:
+a row bootstrap is inconsistent for it, and the spread of overlapping draws too small by an amount that depends on the
+share of its linear part. But two DISJOINT draws of n rows are independent draws, however often and however the rows
+are dealt anew. So val is dealt again and again, and the mean over deals of the variance between the disjoint draws of
+one deal is, without bias, the variance V of one real draw (on a log scale).
 
-Letters: n rows of a draw, d features, r generated draws, b real draws, e encoders, k folds.
+How far the judged draws move. The jackknife over folds of their rows gives L + (2 + 1/(K - 1)) Q where the truth is
+L + Q, of a linear part L and a degenerate part Q: right for a generator that is far from real, too wide for one that is
+as good. Q follows from V: for n rows against m target rows of the same law L = 2 (n/m) Q, so that Q = V / (1 + 2 n/m),
+relative to the squared distance. The replicates are tightened by that much.
+
+So log r has the variance V/s + (L + Q)/t, from which its interval (log scale: never negative), and for fresh real
+images in the place of the judged ones V/s + V/t, from which `p_real`, one-sided. Rows are shared by encoders, so the
+interval of a mean over encoders counts their correlation. All of it is conditional on the target rows (train, or val
+for the unseen ratio).
+
+Letters: n rows of a draw, d features, t judged draws, s real draws, b draws in all, g deals, e encoders, k folds.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from irdm.metrics.base import BLOCK, MIN_ROWS, EvaluationConfig, Law, Pool
-from irdm.metrics.intervals import FOLDS, jackknife, over_encoders
+from irdm.metrics.base import MIN_ROWS, EvaluationConfig, Law, Pool
+from irdm.metrics.intervals import FOLDS, chance, jackknife, over_encoders, standard_error, student, tightened, together
 from irdm.metrics.score import Estimate, Score
-from irdm.ops.rows import Rows, row_blocks
+from irdm.ops.rows import Rows
 
-Z95 = 1.96
 MOST_DRAWS = 8  # disjoint real draws behind a denominator: more would take longer than they are worth
+FREEDOM = 30.0  # degrees of freedom of V, as redrawing shows (docs/log.md)
 
 
 @runtime_checkable
 class Target(Protocol):
     """One real sample under one encoder, prepared once."""
 
+    power: ClassVar[int]
+    """Which power of the distance is quadratic in the sample: 2 for a distance, 1 for a squared one."""
+
+    @property
+    def count(self) -> int:
+        """Rows of the real sample."""
+        ...
+
     def distance(self, rows: Float[Tensor, "n d"]) -> float:
         """Distance of a sample to the real one."""
         ...
 
-    def quick(self, blocks: Iterable[Float[Tensor, "s d"]]) -> Callable[[Int64[Tensor, " n"]], float]:
-        """A cheap distance of some of these rows, of which only relative changes are used.
-
-        The rows are reduced once to a few numbers each.
-        """
+    def distances(self, table: Rows, draws: Sequence[Int64[Tensor, " _"]]) -> Float64[Tensor, " b"]:
+        """Distances of many draws from one table, cheaper, of which only relative differences are used."""
         ...
 
 
@@ -89,84 +101,102 @@ def ratio(
             f"{label}: got {len(generated)} judged, {most} target and {len(fresh)} fresh real rows; a ratio needs at "
             f"least {MIN_ROWS}, {MIN_ROWS} and {2 * MIN_ROWS}, and thousands to mean something."
         )
-    first, second = fresh.halves(seed)
-    disjoint = min(len(first) // n, MOST_DRAWS)
-    halves = [half.draws(n, disjoint, "half", seed) for half in (first, second)]
-    resampled = [fresh.draws(n, 1, "resample", seed, b)[0] for b in range(config.resamples)]
-    drawn = generated.draws(n, len(generated) // n, "generated", seed)
-    found = _Found(n / len(fresh), disjoint)
+    times = min(len(fresh) // n, MOST_DRAWS)
+    judged = generated.draws(n, len(generated) // n, "generated", seed)
+    deals = max(2, math.ceil(config.resamples / times))
+    dealt = [fresh.draws(n, times, "real", seed, deal) for deal in range(deals)]
+    found = _Found()
     for name in names:
-        rows, real = generated.table.features[name], fresh.table.features[name]
-        found.add(name, target(name), rows, drawn, real, halves, resampled)
-    notes = {"rows": n, "draws": len(drawn), "real_draws": disjoint, "resamples": len(resampled), "law": law}
+        found.add(name, target(name), generated.table.features[name], judged, fresh.table.features[name], dealt)
+    notes = {"rows": n, "draws": len(judged), "real_draws": times, "resamples": deals * times, "law": law}
     return over_encoders(
         f"{label}{len(names)}", "lower", says, names, held_out, found.estimate, found.details, notes=notes
     )
 
 
 class _Found:
-    """Distances of every encoder, and the estimates they make. `overlap` is n/P, `disjoint` the draws of a mean."""
+    """Distances of every encoder, and the estimates they make."""
 
-    def __init__(self, overlap: float, disjoint: int):
-        self.overlap, self.disjoint = overlap, disjoint
-        self.ratios: dict[str, Float64[Tensor, " r"]] = {}
-        self.moved: dict[str, Float64[Tensor, " b"]] = {}
-        self.replicates: dict[str, Float64[Tensor, " k"]] = {}
+    def __init__(self) -> None:
+        self.values: dict[str, float] = {}
         self.controls: dict[str, float] = {}
+        self.moves: dict[str, Float64[Tensor, "g s"]] = {}
+        self.replicates: dict[str, Float64[Tensor, " k"]] = {}
         self.details: dict[str, dict[str, float]] = {}
+        self.draws = 0
 
     def add(
         self,
         name: str,
         target: Target,
         rows: Rows,
-        drawn: Tensor,
+        judged: Int64[Tensor, "t n"],
         real: Rows,
-        halves: Sequence[Tensor],
-        resampled: Sequence[Tensor],
+        dealt: Sequence[Int64[Tensor, "s n"]],
     ) -> None:
         """Measure one encoder."""
-        means = [[target.distance(real[draw]) for draw in half] for half in halves]
-        denominator, control = (sum(values) / len(values) for values in means)
-        if not denominator > 0:
+        (self.draws, n), times = judged.shape, len(dealt[0])
+        fresh = [target.distance(real[draw]) for draw in dealt[0]]
+        halves = [sum(half) / len(half) for half in (fresh[: times // 2], fresh[times // 2 :])]
+        denominator = sum(fresh) / times
+        if not min(halves) > 0:
             raise ValueError(
-                f"Encoder '{name}': fresh real rows lie at distance {denominator}, expected above 0. Do val and train "
+                f"Encoder '{name}': fresh real rows lie at distance {min(halves)}, expected above 0. Do val and train "
                 "hold the same images?"
             )
-        quick = target.quick(row_blocks(real, BLOCK))
-        draws = torch.tensor([quick(draw) for draw in resampled], dtype=torch.float64)
-        distances, folds = [], []
-        for draw in drawn:
-            sample = rows[draw]
-            distances.append(target.distance(sample))
-            folds.append(_without_folds(target.quick([sample]), len(sample)))
-        ratios = torch.tensor(distances, dtype=torch.float64) / denominator
-        self.ratios[name], self.controls[name] = ratios, control / denominator
-        self.moved[name] = ratios.mean() * draws.mean() / draws  # the score had the real draw been another one
-        self.replicates[name] = ratios.mean() * torch.stack(folds).mean(0)
-        self.details[name] = {"real_distance": denominator}
+        value = sum(target.distance(rows[draw]) for draw in judged) / self.draws / denominator
+        moved = target.distances(real, [draw for deal in dealt for draw in deal]).log().reshape(len(dealt), times)
+        self.values[name], self.controls[name] = value, halves[1] / halves[0]
+        self.moves[name] = moved - moved.mean(1, keepdim=True)
+        replicates = torch.stack([_without_folds(target, rows[draw]) for draw in judged]).mean(0)
+        quadratic = self._variance([name]) / (1 + 2 * n / target.count)  # of a real draw, relative
+        if value > 0:
+            quadratic /= value ** (2 * target.power)
+        self.replicates[name] = value * tightened(replicates, quadratic / self.draws)
+        self.details[name] = {"real_distance": denominator, "real_spread": math.sqrt(self._variance([name]))}
 
     def estimate(self, names: Sequence[str]) -> Estimate:
         """The mean over some encoders."""
-        ratios, moved, replicates = (
-            torch.stack([of[name] for name in names]).mean(0) for of in (self.ratios, self.moved, self.replicates)
-        )
-        value, real = ratios.mean().item(), moved.var().item()
-        one = real / (1 - self.overlap)  # the variance that one real draw gives the score
-        fake = ratios.var().item() if len(ratios) > 1 else one
-        width = Z95 * math.sqrt(one / self.disjoint + fake / len(ratios)) / value if value > 0 else 0.0
-        return Estimate(
+        value = sum(self.values[name] for name in names) / len(names)
+        replicates = torch.stack([self.replicates[name] for name in names]).mean(0)
+        variance, times = self._variance(names), self.moves[names[0]].shape[1]
+        found = Estimate(
             value=value,
-            ci95=(value * math.exp(-width), value * math.exp(width)),
+            ci95=(0.0, 0.0),
             control=sum(self.controls[name] for name in names) / len(names),
+            p_real=1.0,
             replicates=tuple(replicates.tolist()),
         )
+        if not value > 0:
+            return found
+        denominator = math.sqrt(variance / times), FREEDOM
+        error, freedom = together(denominator, (standard_error(replicates) / value, len(replicates) - 1))
+        width = student(freedom) * error
+        as_real, _ = together(denominator, (math.sqrt(variance / self.draws), FREEDOM))
+        return found.model_copy(
+            update={
+                "ci95": (value * math.exp(-width), value * math.exp(width)),
+                "p_real": chance(math.log(value), as_real, FREEDOM, "lower"),
+                "control_error": found.control * math.sqrt(variance * 4 / times) if found.control else None,
+            }
+        )
+
+    def _variance(self, names: Sequence[str]) -> float:
+        """V: of the log of the mean ratio of some encoders, from draw to real draw."""
+        total = sum(self.values[name] for name in names)
+        shares = [self.values[name] / total if total > 0 else 1 / len(names) for name in names]
+        moves = sum(share * self.moves[name] for share, name in zip(shares, names, strict=True))
+        assert isinstance(moves, Tensor)
+        deals, times = moves.shape
+        return moves.square().sum().item() / (deals * (times - 1))
 
 
-def _without_folds(quick: Callable[[Tensor], float], n: int) -> Float64[Tensor, " k"]:
+def _without_folds(target: Target, rows: Float[Tensor, "n d"]) -> Float64[Tensor, " k"]:
     """Jackknife replicates of the distance of n rows in random order, relative to it."""
-    fold, whole = torch.arange(n) % min(FOLDS, n), quick(torch.arange(n))
+    every = torch.arange(len(rows))
+    fold = every % min(FOLDS, len(rows))
+    draws = [every, *((fold != k).nonzero()[:, 0] for k in range(int(fold.max()) + 1))]
+    whole, *without = target.distances(rows, draws).tolist()
     if not whole > 0:
-        return torch.ones(int(fold.max()) + 1, dtype=torch.float64)  # the very rows of the target
-    without = [quick((fold != k).nonzero()[:, 0]) / whole for k in range(int(fold.max()) + 1)]
-    return jackknife(1.0, torch.tensor(without, dtype=torch.float64))
+        return torch.ones(len(without), dtype=torch.float64)  # the very rows of the target
+    return jackknife(1.0, torch.tensor(without, dtype=torch.float64) / whole)

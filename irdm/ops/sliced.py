@@ -45,6 +45,29 @@ def wasserstein2_squared_sorted(a_sorted: Float[Tensor, "n p"], b_sorted: Float[
     return weights @ (a_sorted[starts // m] - b_sorted[starts // n]).square()
 
 
+def quantile_means(sorted_rows: Float[Tensor, "p m"], n: int) -> tuple[Float[Tensor, "p n"], Float[Tensor, " p"]]:
+    """Means of each row's quantile function over n equal parts, and the mean variance within the parts.
+
+    With them W_2^2 to any n numbers x, sorted upwards, is exactly mean (x - means)^2 + variance, for any n and m: what
+    `wasserstein2_squared_sorted` gives, without merging the steps of both for every x.
+
+    Args:
+        sorted_rows: each row sorted upwards [p, m].
+        n: number of parts.
+    """
+    m = sorted_rows.shape[1]
+    if n == m:
+        return sorted_rows, sorted_rows.new_zeros(len(sorted_rows))
+    rows = sorted_rows.double()
+    ends = torch.arange(n + 1, device=rows.device) * m  # in units of 1/(n m)
+    whole, part = ends // n, (ends % n).double() / n
+    sums = torch.nn.functional.pad(rows.cumsum(1), (1, 0))  # the integral of the quantile function, times m
+    integral = sums[:, whole] + part * rows[:, whole.clamp(max=m - 1)]
+    means = integral.diff(dim=1) * (n / m)
+    within = (rows.square().mean(1) - means.square().mean(1)).clamp(min=0)
+    return means.to(sorted_rows.dtype), within.to(sorted_rows.dtype)
+
+
 def sliced_wasserstein2(
     x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], directions: Float[Tensor, "d p"]
 ) -> Float[Tensor, ""]:

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from irdm.ops.sliced import sliced_wasserstein2, unit_directions, wasserstein2_squared_sorted
+from irdm.ops.sliced import quantile_means, sliced_wasserstein2, unit_directions, wasserstein2_squared_sorted
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 10**6))
@@ -41,3 +41,10 @@ def test_bad_shapes_are_named(unchecked):
         sliced_wasserstein2(torch.zeros(3, 4), torch.zeros(3, 5), unit_directions(4, 2, seed=0))
     with pytest.raises(ValueError, match="at least 1"):
         unit_directions(0, 3, seed=0)
+
+
+@pytest.mark.parametrize("n", [1, 20, 40, 53, 80, 106])
+def test_means_of_quantiles_give_the_distance_to_any_sample_of_a_size(n):
+    x, y = (torch.randn(7, count, dtype=torch.float64).sort(dim=1).values for count in (n, 53))
+    means, within = quantile_means(y, n)
+    torch.testing.assert_close((x - means).square().mean(1) + within, wasserstein2_squared_sorted(x.T, y.T))
