@@ -23,10 +23,10 @@ change the network, the noise and the references; the data split and the local e
 at every step, floors of independent rows, a sixth of the data held out, label accuracy by a support vector machine. The
 spiral has no conditions and is not touched by that. They are to be recorded again.
 
-**And before the local battery was replaced** by one that sees defects ([log](log.md#a-local-battery-that-sees-defects)):
-six encoders trained (a classifier, a contrastive, a masked and a denoising network, patches, pixels) and three judged
-(a rotation network, a perceptron that classifies, principal components). The one encoder of `distance` was the
-contrastive one. The spiral has no encoders.
+**And before the local battery was replaced** by one that
+[sees defects](log.md#a-local-battery-that-sees-defects): six encoders trained (a classifier, a contrastive, a masked
+and a denoising network, patches, pixels) and three judged (a rotation network, a perceptron that classifies, principal
+components). The one encoder of `distance` was the contrastive one. The spiral has no encoders.
 """
 
 
