@@ -61,7 +61,7 @@ def progress_line(line: Mapping[str, Any], floors: Mapping[str, float | None], s
     text += f"  {line['images_per_second']:,.0f} images/s  {left:.0f} s left"
     if check := line.get("check"):
         text += "  SW ratio " + ", ".join(f"{k.replace('_', '-')} {check[k]:.2f}" for k in check if k != "alarm")
-        text += "  ALARM: held-in falls while held-out rises" if check["alarm"] else ""
+        text += "  ALARM: the encoders that train are being gamed" if check["alarm"] else ""
     return text
 
 

@@ -7,26 +7,43 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from irdm.evaluation import Result
+    from irdm.evaluation import Result, Verdict
     from irdm.metrics.score import Estimate
 
-COLUMNS = ("all", "held in", "held out", "95% interval", "real")
+COLUMNS = ("held out", "held in", "all", "95% interval", "real")
 
 
 def score_table(result: Result) -> str:
-    """A row a score, whatever scores there are; by encoder where they have no common scale; then the warnings."""
+    """The verdict; a row a score, whatever scores there are, by encoder where they have no common scale; the warnings.
+
+    Interval and control are those of the first number of a row.
+    """
     rows: list[tuple[str, ...]] = [("", *COLUMNS)]
     for score in result.scores.values():
-        if whole := score.mean or score.held_out or score.held_in:
-            groups = (score.mean, score.held_in, score.held_out)
-            rows.append((score.label, *map(_value, groups), _interval(whole), _number(whole.control)))
+        groups = (score.held_out, score.held_in, score.mean)
+        if first := next((group for group in (score.held_out, score.mean, score.held_in) if group), None):
+            rows.append((score.label, *map(_value, groups), _interval(first), _number(first.control)))
         else:
             rows += [(score.label, *("" for _ in COLUMNS))] if score.encoders else []
             rows += [
                 (f"  {name}", _value(found), "", "", _interval(found), _number(found.control))
                 for name, found in score.encoders.items()
             ]
-    return "\n".join([*_aligned(rows), *(f"\nnote: {warning}" for warning in result.warnings)])
+    notes = (f"\nnote: {warning}" for warning in result.warnings)
+    return "\n".join([*(verdict_lines(result.verdict) if result.verdict else []), *_aligned(rows), *notes])
+
+
+def verdict_lines(verdict: Verdict) -> list[str]:
+    """The sentence, a line a witness, and what nobody would have seen."""
+    rows = [("", "", "chance", "")]
+    for one in verdict.witnesses:
+        word = "not known" if one.p is None else "objects" if one.objects else "passes"
+        said = "; ".join(found.says for found in one.evidence[:2])
+        rows.append((one.name, word, _chance(one.p), said))
+    lines = [verdict.sentence, "", *_aligned(rows, left=(0, 1, 3)), ""]
+    if verdict.blind:
+        lines += [f"Nothing here would have seen {', '.join(verdict.blind)}.", ""]
+    return lines
 
 
 def comparison_table(found: Mapping[str, Any]) -> str:
@@ -45,14 +62,21 @@ def comparison_table(found: Mapping[str, Any]) -> str:
     return "\n".join(_aligned(rows))
 
 
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    """The first column to the left, the others to the right."""
+def _aligned(rows: list[tuple[str, ...]], left: tuple[int, ...] = (0,)) -> list[str]:
+    """Some columns to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
-    for label, *cells in rows:
-        padded = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
-        lines.append("  ".join([label.ljust(widths[0]), *padded]).rstrip())
+    for cells in rows:
+        padded = [
+            cell.ljust(width) if number in left else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        lines.append("  ".join(padded).rstrip())
     return lines
+
+
+def _chance(p: float | None) -> str:
+    return "" if p is None else "< 0.0001" if p < 0.0001 else f"{p:.4f}" if p < 0.1 else f"{p:.2f}"
 
 
 def _value(estimate: Estimate | None) -> str:

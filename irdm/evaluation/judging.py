@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from itertools import pairwise
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import nn
@@ -27,10 +26,11 @@ def judge(
     real: Real,
     config: EvaluationConfig | None = None,
     *,
+    only: Collection[str] | None = None,
     device: str | torch.device | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Score]:
-    """Every score of `irdm.metrics.METRICS`, by name; computed on `device`, or where the judged features are.
+    """Every score of `irdm.metrics.METRICS`, or of those named, computed on `device` or where the judged features are.
 
     Raises ValueError when the two sides are not under the same encoders (a mean over fewer would still look like a
     score), and naming the encoder whose table has too few rows, another width, or NaN.
@@ -45,6 +45,8 @@ def judge(
     generated, real = generated.to(device), real.to(device)
     scores: dict[str, Score] = {}
     for name, metric in METRICS.items():
+        if only is not None and name not in only:
+            continue
         if progress:
             progress(f"judging: {name}")
         found = metric(generated, real, config or EvaluationConfig())
@@ -126,14 +128,3 @@ class QuickCheck:
 
     def _distances(self, table: Table) -> dict[str, float]:
         return {name: target.distance(table.features[name][0 : len(table)]) for name, target in self._targets.items()}
-
-
-def check_held_out(ratios: dict[str, float], history: list[dict]) -> dict:
-    """Append a quick check to the history. The alarm says that held-in fell while held-out rose, twice in a row."""
-    entry = {**ratios, "alarm": False}
-    recent = [*history[-2:], entry]
-    if len(recent) == 3 and all("held_in" in e and "held_out" in e for e in recent):
-        steps = pairwise(recent)
-        entry["alarm"] = all(b["held_in"] < a["held_in"] and b["held_out"] > a["held_out"] for a, b in steps)
-    history.append(entry)
-    return entry

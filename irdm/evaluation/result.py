@@ -16,6 +16,8 @@ from pydantic import ValidationError
 from irdm import __version__
 from irdm.config import Config
 from irdm.evaluation.judging import judge
+from irdm.evaluation.sensitivity import Sensitivity
+from irdm.evaluation.verdict import Verdict, verdict_of
 from irdm.files import read_manifest, write_manifest
 from irdm.metrics.base import EvaluationConfig, Pools
 from irdm.metrics.score import Score
@@ -37,6 +39,10 @@ class Result(Config):
     """Everything that decides a score but the judged images. Results of one protocol can be compared."""
     warnings: tuple[str, ...] = ()
     """What a reader must know beside the numbers."""
+    verdict: Verdict | None = None
+    """What is to be said first. None where there are no scores of encoders."""
+    ladder: Sensitivity | None = None
+    """What the scores see here: the defects of real images. None where it was not measured."""
     scores: dict[str, Score]
     missing: tuple[str, ...] = ()
     """Encoders of the reference that were not used; labels then say "(partial)"."""
@@ -62,6 +68,7 @@ def evaluate_tables(
     warned: Sequence[str] = (),
     more: Mapping[str, Score] | None = None,
     prompts: Sequence[str] | None = None,
+    ladder: Sensitivity | None = None,
     device: str | torch.device | None = None,
     progress: Callable[[str], None] | None = None,
     **about: Any,
@@ -78,6 +85,7 @@ def evaluate_tables(
         warned: warnings to begin with.
         more: scores of other origin, such as PickScore.
         prompts: behind those.
+        ladder: of the real side; None: not measured.
         device: where to compute; None is where the judged features are.
         progress: receives a line of text now and then.
         about: further fields of the result.
@@ -88,7 +96,10 @@ def evaluate_tables(
             name: score.model_copy(update={"label": f"{score.label} (partial)"}) if score.encoders else score
             for name, score in scores.items()
         }
+    ladder = None if ladder is None else ladder.only(real.encoders)
     return Result(
+        verdict=verdict_of(scores, ladder, trained=about.get("step") is not None),
+        ladder=ladder,
         source=dict(source),
         reference=dict(reference),
         protocol=protocol(generated, real, config, prompts),
@@ -140,9 +151,9 @@ def warnings(
     ratio = scores.get("sw_ratio")
     if ratio and ratio.mean and ratio.mean.control is not None and abs(ratio.mean.control - 1) > CONTROL_MARGIN:
         found.append(
-            f"Fresh real images themselves score {ratio.mean.control:.2f} here, not 1.00: with {len(real.val)} "
-            "held-out images the unit of the ratios is that uncertain. Compare scores against this reference with "
-            "each other, or hold out more images."
+            f"Fresh real images themselves score {ratio.mean.control:.2f} here: with {len(real.val)} held-out images "
+            "the unit of the ratios is that uncertain. Compare scores against this reference with each other, or hold "
+            "out more images."
         )
     there = max(moments.count for moments in real.moments.values())
     if len(real.train) < there:

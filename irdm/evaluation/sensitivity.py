@@ -1,0 +1,365 @@
+"""How far each defect of the ladder is from real, to every encoder and every witness: what scores can see, what not.
+
+What is judged are n images of val, damaged; the real side is train and the rest of val. No image is on both sides:
+judged images that are also in the denominator or in the control of a ratio would be nearer to it than fresh ones are.
+
+A distance depends on the number of images, but what a defect adds to its square does not, to first order:
+
+    E SW^2(n judged, train) = D^2 + E SW^2(n fresh, train),        D^2 = (r^2 - 1) SW^2(n fresh, train)
+
+for a ratio r. So a set of any size is placed on the ladder by its D^2 under each encoder. From that of a rung is taken
+that of its images before they were damaged, which is chance.
+
+Letters: n images, e encoders, l levels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from irdm.conditions import draw, proportioned
+from irdm.config import Config
+from irdm.data.base import Dataset, Split
+from irdm.evaluation.defects import DEFECTS, Damaged
+from irdm.evaluation.embedding import embed
+from irdm.evaluation.judging import judge
+from irdm.evaluation.witnesses import ALPHA, witnesses
+from irdm.files import hash_of, read_manifest, write_manifest
+from irdm.metrics.base import EvaluationConfig
+from irdm.metrics.score import Score
+from irdm.metrics.tables import Real, row_order
+
+CODE_VERSION = 1
+"""Part of the identity: raise it when the ladder, or how it is measured, changes."""
+
+FEWEST = 50
+"""Images of a rung below which there is no ladder: it would be blind to everything."""
+
+DISTANCE = "whitened_ratio"
+"""The score whose encoders place a set on the ladder."""
+
+ASKED = ("whitened_ratio", "manifold", "memorisation")
+"""The metrics that witnesses ask: a rung is judged by these."""
+
+DIRECTIONS, RESAMPLES = 256, 32  # of a rung: the ladder judges some thirty sets
+FINE = 16  # places between two levels
+LIKE = 0.5  # share of a profile over encoders that a defect must explain before the images are said to look like it
+TINY = 1e-4  # in ratios
+
+Say = Callable[[str], None]
+
+
+class Cost(Config):
+    """What a defect does to a score."""
+
+    value: float
+    p: float | None = None
+    """`Estimate.p_real`: how often fresh real images score as badly."""
+
+
+class Rung(Config):
+    """A defect at a level."""
+
+    defect: str
+    level: float
+    says: str
+    """In words."""
+    excess: dict[str, float]
+    """D^2 by encoder."""
+    scores: dict[str, dict[str, Cost]]
+    """By score, then by encoder and by mean, held_in and held_out."""
+    seen: tuple[str, ...] | None
+    """The witnesses that object. None where not all encoders of the ladder are used."""
+
+    @property
+    def stated(self) -> bool:
+        """Whether it is the level that a panel must see."""
+        return self.level == DEFECTS[self.defect].stated
+
+
+class Place(Config):
+    """Where a set of images lies on the ladder."""
+
+    says: str
+    """In words: "noise of 6 grey levels"."""
+    defect: str
+    level: float
+    encoder: str | None = None
+    """None where the defect is as far from real to all encoders alike; else the one to which it is."""
+    beyond: bool = False
+    """Whether the images are further from real than the last level."""
+
+
+class Sensitivity(Config):
+    """The ladder of one real side."""
+
+    of: str
+    """Identity of the real side, the ladder and the number of images."""
+    rows: int
+    """Images of a rung."""
+    held_out: tuple[str, ...]
+    real: dict[str, float]
+    """Distance of as many fresh real images to train, by encoder."""
+    rungs: tuple[Rung, ...]
+
+    def ratios(self, excess: Mapping[str, float]) -> dict[str, float]:
+        """What as many images as a rung has, so far from real, score over fresh ones, by encoder."""
+        return {
+            name: math.sqrt(1 + max(excess[name], 0.0) / real**2) for name, real in self.real.items() if name in excess
+        }
+
+    def mean(self, excess: Mapping[str, float], group: str = "mean") -> float | None:
+        """The mean of `ratios` over the encoders of a group: held_out, held_in, or all. None where it has none."""
+        out = {"held_out": True, "held_in": False}.get(group)
+        found = [v for name, v in self.ratios(excess).items() if out is None or (name in self.held_out) == out]
+        return sum(found) / len(found) if found else None
+
+    def blind(self, encoder: str | None = None) -> tuple[str, ...]:
+        """The defects that are not seen, in words, at the level that a panel must see.
+
+        By no witness; or, of one encoder, those not further from real than ALPHA of fresh real images are.
+        """
+        return tuple(rung.says for rung in self.rungs if rung.stated and not _sees(rung, encoder))
+
+    def only(self, names: tuple[str, ...]) -> Sensitivity:
+        """The same under some of its encoders."""
+        if set(names) >= set(self.real):
+            return self
+
+        def kept(table: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: value for name, value in table.items() if name in names}
+
+        rungs = (
+            rung.model_copy(
+                update={
+                    "excess": kept(rung.excess),
+                    "scores": {score: kept(costs) for score, costs in rung.scores.items()},
+                    "seen": None,
+                }
+            )
+            for rung in self.rungs
+        )
+        held_out = tuple(name for name in self.held_out if name in names)
+        return self.model_copy(update={"real": kept(self.real), "held_out": held_out, "rungs": tuple(rungs)})
+
+
+def _sees(rung: Rung, encoder: str | None) -> bool:
+    if encoder is None:
+        return rung.seen is None or bool(rung.seen)
+    p = rung.scores[DISTANCE][encoder].p
+    return p is None or p <= ALPHA
+
+
+def excess(score: Score) -> dict[str, float]:
+    """D^2 of a set of images by encoder, from its ratio."""
+    return {
+        name: (part.value**2 - 1) * part.notes["real_distance"] ** 2
+        for name, part in score.encoders.items()
+        if "real_distance" in part.notes
+    }
+
+
+class _Stage(NamedTuple):
+    """What a ladder is measured on."""
+
+    judged: Split
+    train: Split
+    real: Real
+
+
+def measure(
+    dataset: Dataset,
+    encoders: Mapping[str, nn.Module],
+    real: Real,
+    config: EvaluationConfig,
+    *,
+    device: str | torch.device = "cpu",
+    kept: Path | None = None,
+    progress: Say | None = None,
+) -> Sensitivity | None:
+    """The ladder of a real side; None when it is not asked for, or val has not three times FEWEST images.
+
+    Args:
+        dataset: the images of the real side.
+        encoders: on the device.
+        real: their features, in the order of `row_order`.
+        config: how to judge; `ladder` images of val are damaged, at most a third of them.
+        device: where to compute.
+        kept: a file that keeps the ladder; one of the same identity is read.
+        progress: receives a line of text now and then.
+    """
+    count, say = min(config.ladder, len(real.val) // 3), progress or (lambda text: None)
+    if count < FEWEST:
+        return None
+    settings = config.model_copy(
+        update={
+            "directions": min(config.directions, DIRECTIONS),
+            "resamples": min(config.resamples, RESAMPLES),
+        }
+    )
+    identity = hash_of([CODE_VERSION, real.identity, count, settings.identity()])
+    if kept is not None and (found := read_sensitivity(kept)) is not None and found.of == identity:
+        return found
+    stage = _stage(dataset, real, count, settings.seed)
+
+    def judged(images: Split) -> dict[str, Score]:
+        table = embed(images, encoders, micro_batch=settings.micro_batch, device=device)
+        return judge(table, stage.real, settings, only=ASKED, device=device)
+
+    clean = judged(stage.judged)[DISTANCE]
+    by_chance = excess(clean)  # of the images before they are damaged
+    rungs, damaged = [], list(_damaged(stage, settings.seed))
+    for number, (name, level, images) in enumerate(damaged, start=1):
+        words = DEFECTS[name].at(level)
+        say(f"ladder {number} / {len(damaged)}: {words}")
+        scores = judged(images)
+        rungs.append(
+            Rung(
+                defect=name,
+                level=level,
+                says=words,
+                excess={e: _brief(value - by_chance[e]) for e, value in excess(scores[DISTANCE]).items()},
+                scores={score: _costs(found) for score, found in scores.items()},
+                seen=tuple(one.name for one in witnesses(scores) if one.objects),
+            )
+        )
+    found = Sensitivity(
+        of=identity,
+        rows=len(stage.judged),
+        held_out=real.held_out,
+        real={name: part.notes["real_distance"] for name, part in clean.encoders.items()},
+        rungs=tuple(rungs),
+    )
+    if kept is not None:
+        write_sensitivity(kept, found)
+    return found
+
+
+def _stage(dataset: Dataset, real: Real, count: int, seed: int) -> _Stage:
+    """Draw the images that are damaged as judged images are drawn, and leave them out of the real side."""
+    train, val = real.train.conditions, real.val.conditions
+    like = train.spec == val.spec
+    rows = proportioned(val, like=train) if like else torch.arange(len(val))
+    rows = rows[draw(val[rows], count, "ladder", seed)]
+    if like:
+        rows = rows[proportioned(val[rows], like=train)]
+    left = torch.ones(len(val), dtype=torch.bool)
+    left[rows] = False
+    order = {side: row_order(len(getattr(dataset, side)), seed) for side in ("train", "val")}
+    return _Stage(
+        Damaged(dataset.val, None, 0, seed, rows=order["val"][rows]),
+        Damaged(dataset.train, None, 0, seed, rows=order["train"][: len(real.train)]),
+        replace(real, val=real.val.only(left.nonzero()[:, 0])),
+    )
+
+
+def _damaged(stage: _Stage, seed: int) -> Iterator[tuple[str, float, Split]]:
+    for name, defect in DEFECTS.items():
+        for level in defect.levels:
+            images = defect.apply(stage.judged, stage.train, level, seed)
+            if images is not None:
+                yield name, level, images
+
+
+def _costs(score: Score) -> dict[str, Cost]:
+    groups = {"mean": score.mean, "held_in": score.held_in, "held_out": score.held_out}
+    parts = {name: part for name, part in groups.items() if part is not None} | score.encoders
+    return {
+        name: Cost(value=_brief(part.value), p=None if part.p_real is None else _brief(part.p_real))
+        for name, part in parts.items()
+    }
+
+
+def _brief(value: float) -> float:
+    """Four digits: a ladder has thousands of numbers."""
+    return float(f"{value:.4g}")
+
+
+def place(ladder: Sensitivity, judged: Mapping[str, float], worst: str | None) -> Place | None:
+    """The rung that a set of images is as far from real as.
+
+    The defect and the level, between two levels too, whose ratios over encoders come nearest to those of the images, in
+    logarithms; or, where none explains half of them, the first defect that the encoder `worst` sees, at the level that
+    is as far to that one. None where neither is there.
+
+    Args:
+        ladder: of the real side that the images were judged against.
+        judged: `excess` of the images.
+        worst: the encoder that objects most.
+    """
+    names = [name for name in ladder.real if name in judged]
+    target = _logs(ladder, judged, names)
+    if not target.any():
+        return None
+    curves = {name: _curve(ladder, name, names) for name in dict.fromkeys(rung.defect for rung in ladder.rungs)}
+    losses = {name: ((logs - target) ** 2).sum(1) for name, (_, logs) in curves.items()}
+    name = min(losses, key=lambda name: losses[name].min())
+    if losses[name].min() <= (1 - LIKE) * (target**2).sum():
+        levels, logs = curves[name]
+        at = int(losses[name].argmin())
+        beyond = len(levels) > 1 and at == len(levels) - 1 and target.sum() > logs[at].sum() * (1 + 1 / FINE)
+        return _place(name, levels[at], None, beyond)
+    if worst not in names:
+        return None
+    column = names.index(worst)
+    for name, (levels, logs) in curves.items():
+        last = [rung for rung in ladder.rungs if rung.defect == name][-1]
+        if len(levels) > 1 and _sees(last, worst):
+            reached = np.flatnonzero(logs[:, column] >= target[column])
+            return _place(name, levels[reached[0] if len(reached) else -1], worst, not len(reached))
+    return None
+
+
+def _place(defect: str, level: float, encoder: str | None, beyond: bool) -> Place:
+    level = float(f"{level:.2g}")
+    return Place(says=DEFECTS[defect].at(level), defect=defect, level=level, encoder=encoder, beyond=beyond)
+
+
+def _logs(ladder: Sensitivity, found: Mapping[str, float], names: list[str]) -> np.ndarray:
+    """Logarithms [e] of the ratios of a ladder."""
+    ratios = ladder.ratios(found)
+    return np.log([ratios[name] for name in names])
+
+
+def _curve(ladder: Sensitivity, defect: str, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Levels [l], between those measured and below the first, and the logarithms [l, e] of the ratios there.
+
+    Between two levels D^2 is a power of the level; below the first it is the square, where a level starts from 0.
+    """
+    rungs = [rung for rung in ladder.rungs if rung.defect == defect]
+    levels = np.array([rung.level for rung in rungs])
+    floor = np.array([TINY * ladder.real[name] ** 2 for name in names])
+    squares = np.maximum([[rung.excess[name] for name in names] for rung in rungs], floor)
+    if len(rungs) == 1:
+        fine, between = levels, squares
+    else:
+        if levels[0] < levels[-1]:
+            levels, squares = np.insert(levels, 0, levels[0] / 4), np.insert(squares, 0, squares[0] / 16, axis=0)
+        steps = np.arange(FINE * (len(levels) - 1) + 1) / FINE
+        known = np.arange(len(levels))
+        fine = np.exp(np.interp(steps, known, np.log(levels)))
+        between = np.exp(np.stack([np.interp(steps, known, np.log(column)) for column in squares.T], axis=1))
+    real = np.array([ladder.real[name] for name in names])
+    return fine, np.log(np.sqrt(1 + between / real**2))
+
+
+def write_sensitivity(path: Path, found: Sensitivity) -> None:
+    """Write a ladder with a checksum of itself."""
+    write_manifest(path, found.model_dump(mode="json"))
+
+
+def read_sensitivity(path: Path) -> Sensitivity | None:
+    """The ladder in a file; None when there is none, or it is damaged or of another version: it is measured again."""
+    try:
+        return Sensitivity.model_validate(read_manifest(path, ""))
+    except (OSError, ValueError, ValidationError):
+        return None
