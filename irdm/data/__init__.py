@@ -9,18 +9,20 @@ from pydantic import Field
 from irdm.data.array import ArrayConfig
 from irdm.data.base import Dataset, Split, TensorSplit, shared, split_dataset
 from irdm.data.digits import DigitsConfig
+from irdm.data.idx import IdxConfig
 from irdm.data.image_source import printable
 from irdm.data.images import ImagesConfig, Pictures, pictures_like
 from irdm.data.sources import ImageSource, open_source
 from irdm.data.spiral import SpiralConfig
 
-AnyData = Annotated[DigitsConfig | ArrayConfig | ImagesConfig | SpiralConfig, Field(discriminator="kind")]
+AnyData = Annotated[DigitsConfig | ArrayConfig | IdxConfig | ImagesConfig | SpiralConfig, Field(discriminator="kind")]
 
 __all__ = [
     "AnyData",
     "ArrayConfig",
     "Dataset",
     "DigitsConfig",
+    "IdxConfig",
     "ImageSource",
     "ImagesConfig",
     "Pictures",

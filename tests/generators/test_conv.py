@@ -1,0 +1,56 @@
+"""The convolutional generator keeps the generator's contract, at any size, and refines what its coarse map draws."""
+
+import pytest
+import torch
+from spec import classes
+
+from irdm.conditions import NoSpec
+from irdm.generators import ConvConfig
+from irdm.generators.conv import sides
+
+SMALL = {"noise_dim": 6, "style": 24, "width": 4, "most": 8}
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 17, 40), (1, 8, 8)])
+def test_contract(shape):
+    torch.manual_seed(0)
+    generator = ConvConfig(**SMALL).build(shape, classes(4))
+    assert generator.noise_shape == (6,)
+    noise, labels = torch.randn(9, 6), torch.arange(9) % 4
+    images = generator(noise, labels)
+    assert images.shape == (9, *shape) and images.is_contiguous() and images.min() >= 0 and images.max() <= 1
+    assert not torch.allclose(images, generator(noise, (labels + 1) % 4)), "labels must matter"
+    assert not torch.allclose(images, generator(-noise, labels)), "noise must matter"
+    assert torch.allclose(images[3:5], generator(noise[3:5], labels[3:5]), atol=1e-5)
+    images.sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in generator.parameters())
+
+
+def test_sides_are_halved_down_to_the_coarsest():
+    assert sides(28, 28, 8) == [(7, 7), (14, 14), (28, 28)]
+    assert sides(32, 64, 8) == [(8, 16), (16, 32), (32, 64)]
+    assert sides(8, 8, 8) == [(8, 8)]
+
+
+def test_every_field_is_used():
+    def size(**fields):
+        return sum(p.numel() for p in ConvConfig(**fields).build((1, 28, 28), classes(10)).parameters())
+
+    changes = [{}, {"noise_dim": 8}, {"style": 64}, {"style_depth": 2}, {"coarsest": 4}, {"width": 8}, {"most": 16}]
+    assert len({size(**change) for change in changes}) == len(changes)
+
+
+def test_without_a_condition_noise_is_all_there_is():
+    generator = ConvConfig(**SMALL).build((1, 16, 16), NoSpec())
+    assert generator(torch.randn(3, 6)).shape == (3, 1, 16, 16) and "embed_label.weight" not in generator.trained()
+
+
+def test_pixels_are_drawn_with_their_neighbours():
+    """What the perceptron lacks: near pixels of an untrained network's images are alike, far ones are not."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        images = ConvConfig().build((1, 32, 32), NoSpec())(torch.randn(64, 64))
+    images = images - images.mean(0)
+    near = (images[..., 1:] * images[..., :-1]).mean() / images.square().mean()
+    far = (images[..., 12:] * images[..., :-12]).mean() / images.square().mean()
+    assert near > 0.8 and far < 0.5 * near
