@@ -44,7 +44,7 @@ def main(folder: Path) -> None:
     sources = ("--train", folder / "train", "--val", folder / "val")
     run("reference", "build", "photographs", *sources, "--out", reference, "--size", SIDE, "--battery-steps", STEPS)
     for name, out in judged.items():
-        run("eval", folder / name, "--reference", reference, "--out", out)
+        run("eval", folder / name, "--against", reference, "--out", out)
     run("compare", judged["fresh"], judged["faded"])
 
 

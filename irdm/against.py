@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,14 @@ from typing import Any
 
 import torch
 
-from irdm.build import build_battery
+from irdm.build import build_battery, cache_dir
 from irdm.conditions import Conditions, draw
+from irdm.data import ImagesConfig, printable
 from irdm.data.base import Shape, Split
+from irdm.data.checks import check_real
 from irdm.distributed import Ranks
-from irdm.encoders import Battery
+from irdm.encoders import AnyBattery, Battery, LocalBatteryConfig, PanelBatteryConfig
+from irdm.encoders.panel import GROUPS, METRICS_ONLY, expanded
 from irdm.evaluation import (
     EvaluationConfig,
     Real,
@@ -29,22 +31,30 @@ from irdm.evaluation import (
     write_result,
     write_samples,
 )
-from irdm.files import locked
+from irdm.fields import UsageError, nearest, validate
+from irdm.files import MANIFEST, hash_of, locked
 from irdm.generate import Drawn
 from irdm.images import image_grid, save_png
 from irdm.metrics.tables import row_order
-from irdm.reference import open_reference
+from irdm.presets import RunConfig
+from irdm.progress import Say, silent
+from irdm.reference import OpenReference, ReferenceConfig, build_reference, open_reference, plan_of
 from irdm.run import CONFIG, RESULT, LoadedRun, load_run
+from irdm.store.reference import PLAN
+
+LOCAL = "local"
+HELD_OUT = {True: 1 / 2, False: 1 / 3}  # share of some images that becomes val, of a reference (not) to judge alone
 
 
 def evaluate_run(
     run: Path,
-    reference: Path | None = None,
+    path: Path | None = None,
     out: Path | None = None,
     *,
     config: EvaluationConfig | None = None,
     names: tuple[str, ...] | None = None,
     weights: Path | None = None,
+    size: int | None = None,
     count: int | None = None,
     device: str | None = None,
     ranks: Ranks | None = None,
@@ -52,7 +62,7 @@ def evaluate_run(
     training: dict[str, Any] | None = None,
     seconds: dict[str, float] | None = None,
     command: str | None = None,
-    progress: Callable[[str], None] = print,
+    progress: Say = print,
 ) -> Result | None:
     """Judge the averaged weights of a run; write result.json, samples.npz, a picture and report.html into `out`.
 
@@ -60,12 +70,13 @@ def evaluate_run(
 
     Args:
         run: the run directory.
-        reference: a reference's directory, or another run's, whose real images are compared with; None takes the run's
-            own data or reference, and `out` is then the run itself.
-        out: where the result goes; needed with a reference.
+        path: what its images are compared with, as `open_real` takes it; None is the run's own data or reference, and
+            `out` is then the run itself.
+        out: where the result goes; needed with a path.
         config: how to judge; None as the run's configuration says.
         names: only these encoders; means are then partial, and say so.
         weights: folder of the weights of pretrained encoders.
+        size: side of the real images of a folder, as `open_real` takes it.
         count: images to draw; None is `config.draws` full draws.
         device: where to compute; None as the run's configuration says.
         ranks: this process among its peers.
@@ -89,7 +100,16 @@ def evaluate_run(
     with nullcontext() if is_locked or not ranks.is_main else locked(target, "evaluated"):
         with ranks.together():
             against = open_real(
-                reference, loaded, config, names, weights, ranks=ranks, device=loaded.device, progress=progress
+                path,
+                loaded,
+                config,
+                names,
+                weights,
+                size=size,
+                ranks=ranks,
+                device=loaded.device,
+                command=command,
+                progress=progress,
             )
             real = against.real
             if loaded.image_shape != against.image_shape:
@@ -191,34 +211,67 @@ class Against:
 
 
 def open_real(
-    reference: Path | None,
+    path: Path | None,
     own: LoadedRun | None,
     config: EvaluationConfig,
     names: tuple[str, ...] | None = None,
     weights: Path | None = None,
     *,
+    size: int | None = None,
     ranks: Ranks | None = None,
     device: str = "cpu",
-    progress: Callable[[str], None] = lambda text: None,
+    command: str | None = None,
+    progress: Say = silent,
 ) -> Against:
-    """The real side that a path stands for: a reference, or a run, which stands for its own; None is `own`.
+    """The real side that a path stands for; None is `own`, a run.
 
-    Raises ValueError for what cannot be opened, and for a reference that is not the one a run was trained against.
+    A reference is itself. A run stands for its data, or for the reference that it was trained against. A folder or an
+    archive of real images is divided in two halves, and a reference of them is built in irdm's cache, or found there.
+
+    Raises ValueError for what cannot be opened, and for a reference that is not the one a run was trained against;
+    UsageError for encoders that there are not, or a `size` that only a folder can be brought to.
     """
     ranks = ranks or Ranks()
-    if reference is not None and (reference / CONFIG).exists():
-        own, reference = load_run(reference, device), None
+    if path is not None and not path.exists():
+        raise ValueError(
+            f"There is no {path}. Images are compared with a folder or an archive of real images, a run, or a "
+            "reference: its directory, or its name in references/."
+        )
+    of_images = path is not None and not any((path / name).exists() for name in (CONFIG, PLAN, MANIFEST))
+    if size is not None and not of_images:
+        raise UsageError("--size is for a folder or an archive of real images; a reference and a run have their own")
+    if path is not None and (path / CONFIG).exists():
+        own, path = load_run(path, device), None
     if own is not None:
         weights = weights or getattr(own.config.battery, "weights", None)
-    if own is not None and reference is None:
-        device, reference = own.device, own.config.reference
-        if reference is None:
+    if own is not None and path is None:
+        device, path = own.device, own.config.reference
+        if path is None:
             return _own_data(own, config, names, weights, ranks, progress)
-    assert reference is not None, "a reference or a run"
-    opened = open_reference(reference, device)
-    recorded = own.recorded.get("reference") if own is not None and own.config.reference == reference else None
+    assert path is not None, "a reference, a run or images"
+    if of_images:
+        run = run_of_images(path, names=names or (), size=size, weights=weights, judge_only=True)
+        opened = build_of(
+            run,
+            printable(path.stem),
+            None,
+            judge_only=True,
+            micro_batch=config.micro_batch,
+            device=device,
+            ranks=ranks,
+            command=command,
+            progress=progress,
+        )
+        progress(
+            f"The reference is kept in {opened.path}; for one with a name: irdm reference build NAME --train {path} "
+            "--judge-only"
+        )
+        names = None  # it has those that were asked for
+    else:
+        opened = open_reference(path, device)
+    recorded = own.recorded.get("reference") if own is not None and own.config.reference == path else None
     if own is not None and recorded is not None and recorded["address"] != opened.address:
-        raise ValueError(f"{reference} is not the reference that {own.path} was trained against; build that again.")
+        raise ValueError(f"{path} is not the reference that {own.path} was trained against; build that again.")
     battery = opened.battery(names, weights)
     used = tuple(battery.encoders.keys())
     return Against(
@@ -233,13 +286,96 @@ def open_real(
     )
 
 
+def run_of_images(
+    train: Path,
+    val: Path | None = None,
+    *,
+    names: tuple[str, ...] = (),
+    size: int | None = None,
+    weights: Path | None = None,
+    judge_only: bool = False,
+) -> RunConfig:
+    """The run whose real side some images are; without `val` a third of them is held out, half when they only judge.
+
+    `names` are the encoders: none or `local` for the local battery, `panel` or `literature` for pretrained ones, or some
+    of either kind. Raises UsageError for other names.
+    """
+    names, local, pretrained = expanded(names), LocalBatteryConfig(), PanelBatteryConfig()
+    pretrained = PanelBatteryConfig(held_out=(*pretrained.held_out, *METRICS_ONLY))
+    ours = (*local.held_in, *local.held_out)
+    battery: AnyBattery = local
+    if names not in ((), (LOCAL,)):
+        if not set(names) - set(pretrained.names):
+            battery = pretrained.some(names, weights)
+        elif unknown := [name for name in names if name not in ours]:
+            known = [LOCAL, *GROUPS, *ours, *pretrained.names]
+            raise UsageError(f"--panel has no encoder '{unknown[0]}'{nearest(unknown[0], known)}")
+        else:
+            sides = ((name for name in side if name in names) for side in (local.held_in, local.held_out))
+            battery = LocalBatteryConfig(**dict(zip(("held_in", "held_out"), map(tuple, sides), strict=True)))
+    places: dict[str, Any] = {"train": train, "val": val}
+    if val is None:
+        places = {"path": train, "val_fraction": HELD_OUT[judge_only]}
+    colour = {"channels": 3} if battery.kind == "panel" else {}
+    data = validate(ImagesConfig, {**places, **colour, "size": size}, "--data.")
+    return RunConfig(data=data, battery=battery, rollout=5120, joint=False)
+
+
+def build_of(
+    run: RunConfig,
+    name: str,
+    out: Path | None,
+    *,
+    judge_only: bool,
+    micro_batch: int,
+    device: str,
+    ranks: Ranks,
+    command: str | None,
+    progress: Say,
+) -> OpenReference:
+    """The reference of the real side of a run in the directory `out`; None is irdm's cache, by what decides it.
+
+    Images are checked before any encoder is fitted (`irdm.data.checks`). Raises as `build_reference` does.
+    """
+    with ranks.together():
+        dataset = run.data.build()
+        if (place := getattr(run.data, "path", None)) is not None and run.data.kind == "images":
+            progress(
+                f"{place}: {len(dataset.train)} images are train and {len(dataset.val)} are held out as val, drawn at "
+                "random with every class in proportion"
+            )
+        if ranks.is_main:
+            check_real(dataset, progress=progress)
+    battery = ranks.main_first(lambda: run.battery.fit(dataset, cache_dir=cache_dir(), progress=progress))
+    asked = ReferenceConfig(
+        seed=run.seed, rollout=run.rollout, distance=run.distance, joint=run.joint, judge_only=judge_only
+    )
+    weights = getattr(run.battery, "weights", None)
+    if out is None:
+        out = cache_dir() / "references" / hash_of(plan_of(dataset, battery, asked, run.battery, weights))[:24]
+    return build_reference(
+        name,
+        dataset,
+        battery,
+        out,
+        asked,
+        battery_config=run.battery,
+        weights=weights,
+        micro_batch=micro_batch,
+        device=device,
+        ranks=ranks,
+        command=command,
+        progress=progress,
+    )
+
+
 def _own_data(
     own: LoadedRun,
     config: EvaluationConfig,
     names: tuple[str, ...] | None,
     weights: Path | None,
     ranks: Ranks,
-    progress: Callable[[str], None],
+    progress: Say,
 ) -> Against:
     """A run's own images, embedded now by its own encoders."""
     dataset, device = own.dataset, own.device

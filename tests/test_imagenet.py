@@ -101,7 +101,7 @@ def test_reference_check_train_eval_sample_and_report(recipe, photographs, monke
 
     # By the published protocol, against the reference itself.
     out = folder / "evaluation"
-    judge = ["eval", str(run), "--reference", str(reference), "--weights", str(folder / "encoders")]
+    judge = ["eval", str(run), "--against", str(reference), "--weights", str(folder / "encoders")]
     assert main([*judge, "--count", "64", "--out", str(out)]) == 0
     assert read_result(out).scores["sw_ratio"].label == "SW_r3"
 

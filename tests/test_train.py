@@ -141,11 +141,11 @@ def test_a_run_its_exported_images_and_a_reference_on_disk_give_one_number(irdm,
     out, _ = finished
     exported, reference = tmp_path / "judged.npz", tmp_path / "reference"
     irdm("sample", out, "--judged", "--format", "npz", "--out", exported)
-    irdm("eval", exported, "--reference", out, "--out", tmp_path / "exported")
+    irdm("eval", exported, "--against", out, "--out", tmp_path / "exported")
     irdm("reference", "build", "digits", "--preset", "digits-smoke", "--judge-only", "--out", reference)
     like = ["--evaluation.draws", 2, "--evaluation.directions", 64, "--evaluation.rff-features", 256]
     like += ["--evaluation.resamples", 8]
-    irdm("eval", out, "--reference", reference, "--out", tmp_path / "on-disk", *like)
+    irdm("eval", out, "--against", reference, "--out", tmp_path / "on-disk", *like)
     run = read_result(out)
     for other in (read_result(tmp_path / "exported"), read_result(tmp_path / "on-disk")):
         assert other.protocol == run.protocol and other.scores.keys() == run.scores.keys()

@@ -42,7 +42,7 @@ Out = Annotated[Path, AfterValidator(_encodable)]
 
 COMMANDS = {
     "train": ("PRESET [--field value ...]", "train, evaluate, write a report; the same command again resumes"),
-    "eval": ("SOURCE [--reference REF]", "judge a run, a folder or an archive of images against real ones"),
+    "eval": ("SOURCE [--against REAL]", "judge a run, a folder or an archive of images against real ones"),
     "reference": ("build|show NAME", "real images under every encoder: what training and eval compare with"),
     "compare": ("A B", "the paired difference of two evaluations, with its interval"),
     "sample": ("RUN", "draw images: a picture, files or arrays"),

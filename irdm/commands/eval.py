@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from irdm.commands import Command, Count, Device, Out, Seed
 from irdm.commands.reference import find_reference
@@ -15,7 +17,6 @@ from irdm.overrides import Options, others, override, word
 
 if TYPE_CHECKING:
     from irdm.data.image_source import ImageSource
-    from irdm.distributed import Ranks
     from irdm.evaluation import EvaluationConfig, Result
 
 
@@ -23,19 +24,23 @@ class Eval(Config):
     """Judges images against real ones under every encoder, and writes result.json, samples.npz and report.html. Beside
     each score stands what fresh real images get. Under torchrun several processes share the work.
 
-      irdm eval runs/digits                                  a run again, on its own data or reference
-      irdm eval runs/digits --reference references/digits    a run against a reference
-      irdm eval images.zip --reference runs/digits           any images against the data of a run
+      irdm eval generated --against real                  a folder or an archive against another of real images
+      irdm eval generated --against flowers               against a reference, which is made once
+      irdm eval images.zip --against runs/digits          against the data of a run
+      irdm eval runs/digits                               a run again, on its own data or reference
     """
 
     source: Path = word()
     """A run directory, a folder of images, or a .zip, .tar, .npz or .npy of images."""
-    reference: Path | None = None
-    """What to compare with: a reference from `irdm reference build`, by its directory or its name in references/, or a
-    run, which stands for its data, its encoders and its way to judge; unset, SOURCE must be a run, and is judged on its
-    own."""
+    against: Path | None = None
+    """What to compare with. A folder or an archive of real images: half of them stand for what a generator learns, the
+    others for fresh images; encoders are fitted to them once, and kept in irdm's cache. A reference from `irdm
+    reference build`, by its directory or its name in references/. A run, for its data, its encoders and its way to
+    judge. Unset, SOURCE must be a run, and is judged on its own."""
     panel: tuple[str, ...] = ()
-    """Only these encoders, such as inception,dinov2; means are then named partial."""
+    """Only these encoders, such as inception,dinov2; means over some of a reference's or a run's are named partial."""
+    size: Annotated[int | None, Field(ge=4)] = None
+    """Side of the centre crop in pixels of a folder of real images; unset, their own when all have one size."""
     weights: Path | None = None
     """Folder of the weights of pretrained encoders (see irdm encoders)."""
     out: Out | None = None
@@ -59,13 +64,19 @@ def run(given: Eval, command: str) -> int:
     """Judge, then print the scores."""
     from irdm.build import resolve_device
     from irdm.distributed import Ranks
+    from irdm.progress import silent
 
     is_run = (given.source / "config.json").is_file()
-    reference = find_reference(given.reference) if given.reference else None
+    against = find_reference(given.against) if given.against else None
     if not is_run and not given.source.exists():
         raise ValueError(f"There is no {given.source}; give a run directory, a folder or an archive of images.")
-    if not is_run and reference is None:
-        raise UsageError(f"{given.source} is no run; give --reference REF, what its images are compared with")
+    if not is_run and against is None:
+        raise UsageError(
+            f"{given.source} is no run; say what its images are compared with: irdm eval {given.source} --against REAL, "
+            "where REAL is a folder or an archive of real images, a reference or a run"
+        )
+    if not is_run and against is not None and given.source.resolve() == against.resolve():
+        raise UsageError(f"{given.source} is compared with itself; give other real images to --against")
     if not is_run and given.count:
         raise UsageError("--count is for a run, whose images are drawn; those of a folder or an archive are all judged")
     if is_run and given.prompts:
@@ -73,27 +84,26 @@ def run(given: Eval, command: str) -> int:
             f"--prompts is for a folder or an archive; write images with `irdm sample {given.source} --format files "
             "--count N` and judge that folder"
         )
-    config = configured(given, reference or given.source)
     device = resolve_device(given.device)
     ranks = Ranks.start(device)
-    say = (lambda text: print(text, flush=True)) if ranks.is_main else (lambda text: None)
-    out = given.out or (_named(given.source, reference) if reference else given.source)
-    shared = {"config": config, "ranks": ranks, "command": command, "progress": say, "device": device}
+    say = partial(print, flush=True) if ranks.is_main else silent
+    out = given.out or (_named(given.source, against) if against else given.source)
+    shared: dict[str, Any] = {
+        "config": configured(given, against or given.source),
+        "names": given.panel or None,
+        "weights": given.weights,
+        "size": given.size,
+        "ranks": ranks,
+        "command": command,
+        "progress": say,
+        "device": device,
+    }
     if is_run:
         from irdm.against import evaluate_run
 
-        result = evaluate_run(
-            given.source,
-            reference,
-            out,
-            names=given.panel or None,
-            weights=given.weights,
-            count=given.count,
-            **shared,  # pyright: ignore[reportArgumentType]
-        )
+        result = evaluate_run(given.source, against, out, count=given.count, **shared)
     else:
-        assert reference is not None
-        result = _judge_source(given, reference, out, **shared)  # pyright: ignore[reportArgumentType]
+        result = _judge_source(given.source, against, out, given.prompts, **shared)
     if result is not None:
         from irdm.commands.scores import score_table
 
@@ -121,44 +131,42 @@ def configured(given: Eval, like: Path) -> EvaluationConfig:
 
 
 def _judge_source(
-    given: Eval,
-    reference: Path,
+    path: Path,
+    against: Path | None,
     out: Path,
+    prompts_file: Path | None,
     *,
-    config: EvaluationConfig,
-    ranks: Ranks,
-    command: str,
-    progress: Callable[[str], None],
-    device: str,
+    names: tuple[str, ...] | None,
+    weights: Path | None,
+    size: int | None,
+    **shared: Any,
 ) -> Result | None:
-    """A folder or an archive against a reference or a run."""
+    """A folder or an archive against real images."""
     from irdm.against import open_real
+    from irdm.data.checks import check_judged
     from irdm.data.sources import open_source
     from irdm.evaluation import evaluate_source
     from irdm.report import write_report
 
+    ranks, device = shared["ranks"], shared["device"]
     with ranks.together():
-        source = open_source(given.source)
-        prompts = read_prompts(given.prompts, source) if given.prompts else None
-    against = open_real(
-        reference, None, config, given.panel or None, given.weights, ranks=ranks, device=device, progress=progress
-    )
+        source = open_source(path)
+        prompts = read_prompts(prompts_file, source) if prompts_file else None
+        if ranks.is_main:
+            check_judged(source, shared["progress"])
+    real = open_real(against, None, names=names, weights=weights, size=size, **shared)
     result = evaluate_source(
         source,
-        against.real,
-        dict(against.battery.encoders.items()),
+        real.real,
+        dict(real.battery.encoders.items()),
         out,
-        config=config,
-        image_shape=against.image_shape,
-        reference=against.about,
-        missing=against.missing,
-        pictures=against.pictures,
+        image_shape=real.image_shape,
+        reference=real.about,
+        missing=real.missing,
+        pictures=real.pictures,
         prompts=prompts if ranks.is_main else None,
-        scorer=_scorer(given.weights, device) if prompts and ranks.is_main else None,
-        device=device,
-        ranks=ranks,
-        command=command,
-        progress=progress,
+        scorer=_scorer(weights, device) if prompts and ranks.is_main else None,
+        **shared,
     )
     if result is not None:
         write_report(out)

@@ -3,7 +3,7 @@
 `irdm.store` reads the half that judges, and never sees the half that trains.
 """
 
-from irdm.reference.build import ReferenceConfig, build_reference
+from irdm.reference.build import ReferenceConfig, build_reference, plan_of
 from irdm.reference.fit import Reference, fit_distance, fit_reference
 from irdm.reference.opened import OpenReference, describe, open_reference
 
@@ -16,4 +16,5 @@ __all__ = [
     "fit_distance",
     "fit_reference",
     "open_reference",
+    "plan_of",
 ]

@@ -53,7 +53,7 @@ def home(pictures, tmp_path_factory):
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert found.returncode == 0, found.stderr
-    assert "irdm eval SOURCE --reference references/mine" in found.stdout
+    assert "irdm eval SOURCE --against references/mine" in found.stdout
     return home
 
 
@@ -75,7 +75,7 @@ def judged(home, pictures):
     """The directories of a fresh and a blurred evaluation."""
     folders = {name: home / f"judged-{name}" for name in ("fresh", "blurred")}
     for name, folder in folders.items():
-        done("eval", pictures / name, "--reference", home / "references" / "mine", "--out", folder, *JUDGED)
+        done("eval", pictures / name, "--against", home / "references" / "mine", "--out", folder, *JUDGED)
     return folders
 
 
@@ -101,16 +101,16 @@ def test_the_reference_of_a_preset_is_the_one_that_its_run_trains_against(there,
 
 def test_a_reference_may_be_for_judging_alone(there, pictures, capsys):
     sources = ["--train", pictures / "train", "--val", pictures / "val", "--battery-steps", "2"]
-    done("reference", "build", "light", *sources, "--only-judge", "--size", "8", "--battery.held-in", "pixels")
+    done("reference", "build", "light", *sources, "--judge-only", "--size", "8", "--battery.held-in", "pixels")
     text = capsys.readouterr().out
     assert "irdm train" not in text and "floor" not in text
-    done("eval", pictures / "fresh", "--reference", "light", "--out", "light-eval", *JUDGED)
+    done("eval", pictures / "fresh", "--against", "light", "--out", "light-eval", *JUDGED)
 
 
 def test_too_few_images_are_said_before_encoders_are_fitted(there, tmp_path, capsys):
     few = write_pictures(tmp_path / "few", 40, 0)
     more = write_pictures(tmp_path / "more", 60, 1)
-    assert "40 val images; a reference needs at least 50" in said(
+    assert "40 val image(s); at least 50 of train and of val" in said(
         capsys, 1, "reference", "build", "few", "--train", more, "--val", few
     )
     assert not (there / "references" / "few").exists()
@@ -140,7 +140,7 @@ def test_compare_prints_and_writes_the_difference(judged, tmp_path, capsys):
 
 def test_compare_refuses_what_does_not_compare(there, judged, pictures, tmp_path, capsys):
     part = ["--panel", "pixels,pca", "--out", tmp_path / "part", *JUDGED]
-    done("eval", pictures / "fresh", "--reference", "mine", *part)
+    done("eval", pictures / "fresh", "--against", "mine", *part)
     assert "Partial: 2 of the reference's 9 encoders" in capsys.readouterr().out
     assert "unlike protocols" in said(capsys, 1, "compare", judged["fresh"], tmp_path / "part")
     assert f"There is no {tmp_path / 'result.json'}" in said(capsys, 1, "compare", judged["fresh"], tmp_path)
@@ -152,9 +152,9 @@ def test_compare_refuses_what_does_not_compare(there, judged, pictures, tmp_path
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["eval", "fresh", "--reference", "nowhere"], "nowhere is no reference: build it, to its end"),
-        (["eval", "fresh", "--reference", "mine", "--panel", "dinov2"], "has no encoder dinov2"),
-        (["eval", "no-such", "--reference", "mine"], "There is no no-such; give a run directory, a folder"),
+        (["eval", "fresh", "--against", "nowhere"], "There is no nowhere. Images are compared with a folder"),
+        (["eval", "fresh", "--against", "mine", "--panel", "dinov2"], "has no encoder dinov2"),
+        (["eval", "no-such", "--against", "mine"], "There is no no-such; give a run directory, a folder"),
         (["reference", "build", "x", "--train", "no-such", "--val", "no-such"], "There is no no-such"),
         (["reference", "show", "nowhere"], "nowhere is no reference"),
         (["sample", "run", "--classes", "11"], "There is no class 11; choose from 0, 1"),
@@ -168,8 +168,8 @@ def test_mistakes_get_one_line(there, run, pictures, words, message, capsys):
 
 
 def test_a_folder_is_judged_as_a_whole_and_needs_something_to_compare_with(pictures, capsys):
-    assert "--count is for a run" in said(capsys, 2, "eval", pictures / "fresh", "--reference", "x", "--count", "60")
-    assert "give --reference REF" in said(capsys, 2, "eval", pictures / "fresh")
+    assert "--count is for a run" in said(capsys, 2, "eval", pictures / "fresh", "--against", "x", "--count", "60")
+    assert "say what its images are compared with" in said(capsys, 2, "eval", pictures / "fresh")
 
 
 def test_a_run_is_judged_again_on_its_own_data_and_keeps_what_training_said(run, capsys):
@@ -183,9 +183,9 @@ def test_a_run_is_judged_again_on_its_own_data_and_keeps_what_training_said(run,
 
 
 def test_a_run_and_the_same_images_in_a_folder_are_judged_alike_against_a_run(there, run, capsys):
-    done("eval", run, "--reference", run, "--count", "120", "--out", "by-run")
+    done("eval", run, "--against", run, "--count", "120", "--out", "by-run")
     done("sample", run, "--count", "120", "--format", "files", "--out", "drawn")
-    done("eval", "drawn", "--reference", run, "--out", "by-folder")
+    done("eval", "drawn", "--against", run, "--out", "by-folder")
     one, two = read_result(there / "by-run"), read_result(there / "by-folder")
     assert one.protocol["real"] == two.protocol["real"] and one.protocol["settings"] == two.protocol["settings"]
     assert {name: score.label for name, score in one.scores.items()} == {
@@ -212,7 +212,7 @@ def test_the_report_is_written_of_both_kinds(run, judged, capsys):
 def test_prompts_are_scored_by_the_pickscore_in_the_weights(there, run, pictures, tmp_path, capsys):
     write_pickscore(tmp_path / "weights" / "pickscore")
     (tmp_path / "prompts.txt").write_text("a photo of a {class}")
-    words = ["eval", pictures / "fresh", "--reference", "mine", "--panel", "pixels", "--out", tmp_path / "out", *JUDGED]
+    words = ["eval", pictures / "fresh", "--against", "mine", "--panel", "pixels", "--out", tmp_path / "out", *JUDGED]
     words += ["--prompts", tmp_path / "prompts.txt", "--weights", tmp_path / "weights"]
     done(*words)
     score = read_result(tmp_path / "out").scores["pickscore"]
@@ -247,7 +247,7 @@ def test_prompts_are_lines_or_a_template(tmp_path):
 def test_a_folder_whose_name_is_not_utf8_is_judged(there, pictures, tmp_path, capsys):
     odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/fresh\xff"))
     odd.symlink_to(pictures / "fresh")
-    done("eval", odd, "--reference", "mine", "--panel", "pixels", *JUDGED)
+    done("eval", odd, "--against", "mine", "--panel", "pixels", *JUDGED)
     assert "report: evaluations/" in capsys.readouterr().out
 
 
