@@ -1,0 +1,119 @@
+"""The views that are written down: each statistic against what somebody else computes, and what each cannot see."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.signal
+import scipy.stats
+import torch
+from sklearn.decomposition import PCA
+from torch import nn
+
+from irdm.encoders.fixed import EPS, Bands, Correlation, Patches, Pixels, Tone, Whitened, opponent, shrink, smooth
+
+
+def noise(*shape, seed=0):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def patches():
+    view = Patches((3, 20, 18))
+    torch.manual_seed(0)
+    view.cut(noise(50, 3, 20, 18))
+    return view
+
+
+def test_whitening_is_that_of_principal_components():
+    rows = noise(400, 6) @ noise(6, 6, seed=1)
+    whitened = Whitened(nn.Flatten(), 6, 4)
+    whitened.fit(rows)
+    found = whitened(rows[:, :, None, None]).sinh()
+    expected = PCA(4, whiten=True, svd_solver="full").fit_transform(rows.double().numpy())[:, ::-1]
+    assert np.allclose(found.abs(), np.abs(expected), atol=0.02), "up to signs and the floor of the variance"
+    assert torch.allclose(found.T.cov(), torch.eye(4), atol=0.02)
+
+
+def test_what_never_varies_is_not_blown_up():
+    rows = torch.cat([noise(100, 2), torch.full((100, 1), 0.5)], 1)
+    whitened = Whitened(nn.Flatten(), 3, 3)
+    whitened.fit(rows)
+    other = rows + torch.tensor([0.0, 0.0, 1e-3])
+    assert (whitened(other[:, :, None, None]) - whitened(rows[:, :, None, None])).abs().max() < 0.11
+    assert not whitened(rows[:, :, None, None])[:, 0].any()
+
+
+def test_pixels_are_averaged_and_small_images_are_left():
+    images = noise(2, 3, 16, 8)
+    assert torch.allclose(Pixels(8)(images), images.unflatten(2, (8, 2)).mean(3).flatten(1))
+    assert shrink(images, 16) is images
+
+
+def test_opponent_colours_are_a_rotation():
+    axes = opponent(3)[:, :, 0, 0]
+    assert torch.allclose(axes @ axes.T, torch.eye(3), atol=1e-6)
+    assert torch.allclose(axes[1:].sum(1), torch.zeros(2), atol=1e-6), "grey has no colour"
+    assert torch.equal(opponent(2)[:, :, 0, 0], torch.eye(2))
+
+
+@pytest.mark.parametrize("side", [4, 5, 8, 9])
+def test_local_means_are_of_what_is_there(side):
+    assert torch.allclose(smooth(torch.full((1, 1, side, side), 0.3), 7), torch.full((1, 1, side, side), 0.3))
+
+
+def test_a_checkerboard_is_one_diagonal_band():
+    board = 1 - 2 * ((torch.arange(16)[:, None] + torch.arange(16)) % 2).float()
+    rows = Bands(1)(0.5 + 0.1 * board[None, None]).view(10, 2, 2)
+    nothing = math.log(EPS)
+    assert torch.allclose(rows[0], torch.full((2, 2), 0.5)), "means of the cells"
+    expected = torch.tensor([nothing, nothing, math.log(EPS + 0.2**2)] + 6 * [nothing])  # scale by scale
+    assert torch.allclose(rows[1:, 0, 0], expected, atol=1e-4)
+
+
+def test_patches_do_not_see_brightness(patches):
+    images = noise(4, 3, 20, 18) / 2
+    assert torch.allclose(patches(images), patches(images + 0.3), atol=1e-3)
+    assert patches.filters.sum((1, 2, 3)).abs().max() < 1e-2 * patches.filters.abs().sum((1, 2, 3)).min()
+    assert (patches(0.5 * images) < patches(images)).all()
+
+
+def test_correlations_are_those_of_a_signal_with_itself():
+    image = noise(1, 2, 9, 11)
+    rows = Correlation(2)(image)[0]
+    x = (image - smooth(image, 3))[0].double().numpy()
+    energy = (x**2).mean((1, 2)) + EPS
+    assert np.allclose(rows[:2], np.log(energy), atol=1e-5)
+    assert np.allclose(rows[2], (x[0] * x[1]).mean() / np.sqrt(energy[0] * energy[1]), atol=1e-5)
+    index = 3
+    for down, right in Correlation(2).steps:
+        for a in range(2):
+            for b in range(2):
+                whole = scipy.signal.correlate2d(x[b], x[a])  # sums of products at every shift, centred at (8, 10)
+                mean = whole[8 + down, 10 + right] / ((9 - down) * (11 - abs(right)))
+                assert rows[index].item() == pytest.approx(mean / np.sqrt(energy[a] * energy[b]), abs=1e-5)
+                index += 1
+    assert index == len(rows)
+
+
+def test_correlations_do_not_see_contrast_nor_brightness():
+    images = noise(3, 3, 12, 12)
+    plain, pale = (Correlation(3)(part)[:, 3:] for part in (images, 0.2 + 0.7 * images))
+    assert torch.allclose(plain, pale, atol=0.01)
+
+
+def test_tones_are_moments_and_shares_of_pixels():
+    image = noise(1, 3, 40, 40).square()
+    rows, x = Tone(3)(image)[0].double(), image[0].flatten(1).double().numpy()
+    assert np.allclose(rows[:3], np.log(x.mean(1) + 0.02), atol=1e-5)
+    assert np.allclose(rows[3:6], np.log(x.var(1)), atol=2e-3), "EPS is small beside it"
+    assert np.allclose(rows[6:9], scipy.stats.skew(x, axis=1), atol=5e-3)
+    shares = np.stack([(x > (level + 0.5) / 8).mean(1) for level in range(8)])
+    assert np.abs(rows[9:33].view(8, 3).numpy() - shares).max() < 0.1, "a soft histogram, from the top"
+    assert np.allclose(rows[33:], np.corrcoef(x)[[0, 0, 1], [1, 2, 2]], atol=5e-3)
+
+
+def test_tone_does_not_see_place():
+    images = noise(2, 1, 8, 8)
+    moved = images.flatten(2)[:, :, torch.randperm(64, generator=torch.Generator().manual_seed(1))].view_as(images)
+    assert torch.allclose(Tone(1)(images), Tone(1)(moved), atol=1e-5)
