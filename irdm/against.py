@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from irdm.evaluation import (
     write_result,
     write_samples,
 )
+from irdm.evaluation.sensitivity import LADDER, Sensitivity, measure
 from irdm.fields import UsageError, nearest, validate
 from irdm.files import MANIFEST, hash_of, locked
 from irdm.generate import Drawn
@@ -138,6 +141,7 @@ def evaluate_run(
             source={"path": str(run), "images": len(generated), "fingerprint": generated.fingerprint},
             reference=against.about,
             missing=against.missing,
+            ladder=against.ladder(),
             step=loaded.step,
             training=training or (earlier.training if earlier else None),
             hardware=_hardware(loaded.device),
@@ -202,6 +206,8 @@ class Against:
     """Some val images, for people."""
     train_pictures: Split | None
     """The train images, where they are at hand."""
+    ladder: Callable[[], Sensitivity | None]
+    """What the scores see here, read or measured when it is asked for."""
 
     @property
     def about(self) -> dict[str, Any]:
@@ -283,6 +289,7 @@ def open_real(
         tuple(name for name in opened.names if name not in used),
         opened.samples(),
         None,
+        lambda: opened.ladder,
     )
 
 
@@ -383,7 +390,17 @@ def _own_data(
     battery, missing = battery.only(names)
     real = real_of(dataset, battery, config, device=device, weights=weights, ranks=ranks, progress=progress)
     counts, name = (len(dataset.train), len(dataset.val)), f"the data of {own.path.resolve().name}"
-    return Against(real, battery, name, counts, dataset.image_shape, missing, dataset.val, dataset.train)
+    ladder = partial(
+        measure,
+        dataset,
+        dict(battery.encoders.items()),
+        real,
+        config,
+        device=device,
+        kept=None if missing else own.path / LADDER,
+        progress=progress,
+    )
+    return Against(real, battery, name, counts, dataset.image_shape, missing, dataset.val, dataset.train, ladder)
 
 
 def _earlier(path: Path) -> Result | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import os
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +21,7 @@ from irdm.conditions import ClassSpec, NoSpec
 from irdm.data import Dataset
 from irdm.data.base import Shape
 from irdm.encoders.panel import PanelBatteryConfig, entries
-from irdm.encoders.weights import Weights, weights_folder
+from irdm.encoders.weights import weights_folder
 from irdm.estimate import FLOAT, Estimate, encoder_costs, estimate, matmul_rate, step_seconds
 from irdm.memory import physical_memory
 from irdm.presets import RunConfig
@@ -96,7 +97,7 @@ class Needs:
         return estimate(self.config, *self.shape, self.devices)
 
     def packages(self) -> str:
-        """Versions of what irdm depends on, and of the panel's packages where it is used: each is imported."""
+        """Versions of what irdm depends on, and of the panel's packages where it is used, which a fresh Python imports."""
         wanted = "panel" if self.panel else None
         try:
             required = [r for r in metadata.requires("irdm") or [] if _extra(r) in (None, wanted)]
@@ -106,22 +107,21 @@ class Needs:
         for module, names in metadata.packages_distributions().items():
             for name in names if module.isidentifier() and not module.startswith("_") else ():
                 modules.setdefault(_normal(name), []).append(module)
-        found, missing, broken = [], [], []
+        found, missing, imported = {}, [], {}
         for name in (match[0] for r in required if (match := re.match(r"[\w.-]+", r))):
             try:
-                found.append(f"{name} {metadata.version(name)}")
+                found[name] = f"{name} {metadata.version(name)}"
                 there = modules.get(_normal(name), [name])
-                importlib.import_module(next((m for m in there if _normal(m) == _normal(name)), there[0]))
+                imported[next((m for m in there if _normal(m) == _normal(name)), there[0])] = name
             except metadata.PackageNotFoundError:
                 missing.append(name)
-            except Exception as error:  # whatever a package raises that was built for another one
-                broken.append(f"{found.pop()} ({type(error).__name__}: {error})".splitlines()[0])
+        broken = [f"{found[imported[module]]} ({problem})" for module, problem in not_importable(imported).items()]
         if missing or broken:
             mend = f"'.[{wanted}]'" if wanted else "."
             parts = [f"not installed: {', '.join(missing)}"] * bool(missing)
             parts += [f"installed, but cannot be imported: {', '.join(broken)}"] * bool(broken)
             raise ValueError(f"{'; '.join(parts)}. Install them: pip install -c constraints.txt {mend}")
-        return ", ".join(found)
+        return ", ".join(found.values())
 
     def device_name(self) -> str:
         """The device and how many there are."""
@@ -151,7 +151,7 @@ class Needs:
         assert self.panel
         rows = entries(self.panel.names)
         folder = self.panel.weights
-        located = {row.name: Weights(row.name, row.weights, folder).locate().values() for row in rows}
+        located = {row.name: row.located(folder).locate().values() for row in rows}
         missing = [row for row in rows if not all(path.is_file() for path in located[row.name])]
         if missing:
             raise ValueError(
@@ -217,6 +217,27 @@ class Needs:
         if self.device == "cpu" and whole > DAY:
             return f"{text}: on this CPU the run would take {duration(whole)}. It needs a GPU; --limit 96 tries it out"
         return f"{text}: about {duration(whole)} for {self.config.steps} steps"
+
+
+IMPORT = """
+import importlib, sys
+sys.path[:] = [path for path in sys.path if path]
+for name in sys.argv[1:]:
+    print("irdm", name, "it ended the process", sep="\\t", flush=True)
+    try:
+        importlib.import_module(name)
+        said = ""
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}".splitlines()[0]
+    print("irdm", name, said, sep="\\t", flush=True)
+"""
+
+
+def not_importable(modules: Iterable[str]) -> dict[str, str]:
+    """{module: first line of its failure} of those that a Python of its own, which may crash, cannot import."""
+    done = subprocess.run([sys.executable, "-c", IMPORT, *modules], capture_output=True, text=True, check=False)
+    lines = (line.split("\t", 2) for line in done.stdout.splitlines() if line.startswith("irdm\t"))
+    return {name: problem for name, problem in {name: problem for _, name, problem in lines}.items() if problem}
 
 
 def _flops(number: float) -> str:

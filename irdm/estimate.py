@@ -21,7 +21,7 @@ from irdm.conditions import ClassSpec, NoSpec
 from irdm.data.base import Shape
 from irdm.distances import AnyDistance
 from irdm.encoders import AnyBattery, LocalBatteryConfig, PanelBatteryConfig
-from irdm.encoders.panel import PANEL
+from irdm.encoders.panel import entries
 from irdm.generators import AnyGenerator, PixelMeanFlowConfig
 from irdm.presets import RunConfig
 
@@ -57,6 +57,9 @@ PANEL_COSTS = {
     "siglip_v1": _cost(428.2, 604.2, 541),
     "cradiov3_l": _cost(319.9, 159.9, 156),
     "flux_vae": _cost(34.3, 270.8, 397),
+    "inception_logits": _cost(23.9, 11.4, 99),
+    "dinov2_224": _cost(303.2, 155.6, 154),
+    "clip_336": _cost(304.3, 349.1, 345),
 }
 """The panel, counted from its architectures: weights need not be here to know what they will cost."""
 
@@ -102,7 +105,7 @@ def generator_cost(config: AnyGenerator, image_shape: Shape, spec: ClassSpec | N
 def encoder_costs(config: AnyBattery, image_shape: Shape, spec: ClassSpec | NoSpec) -> dict[str, tuple[Cost, int]]:
     """{encoder: (cost, numbers of a feature)}, without weights or data."""
     if isinstance(config, PanelBatteryConfig):
-        return {name: (PANEL_COSTS[name], PANEL[name].dim) for name in config.names}
+        return {entry.name: (PANEL_COSTS[entry.name], entry.dim) for entry in entries(config.names)}
     if not isinstance(config, LocalBatteryConfig):
         return {"identity": (Cost(0, 0, 0), math.prod(image_shape))}
     battery, image = config.blank(image_shape, classes=spec.width), torch.zeros(1, *image_shape)

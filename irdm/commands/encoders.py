@@ -18,7 +18,8 @@ class List(Config):
     """
 
     names: tuple[str, ...] = word(())
-    """Encoders, such as mae dinov2; unset, all."""
+    """Encoders, such as mae dinov2; panel is the fourteen of the paper, literature those of FID, KID, the Inception
+    score, FD-DINOv2 and CMMD. Unset, list shows all, check and fetch take the panel."""
     weights: Path | None = None
     """Folder DIR/<encoder>/<file>; unset, $IRDM_WEIGHTS, else a folder in irdm's cache."""
 
@@ -34,12 +35,13 @@ class Fetch(List):
 
 
 def known(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The names. Raises UsageError for one that the panel does not have."""
-    from irdm.encoders.panel import PANEL
+    """The names, with the members of groups. Raises UsageError for one that there is no encoder of."""
+    from irdm.encoders.panel import GROUPS, METRICS_ONLY, PANEL, expanded
 
-    if unknown := [name for name in names if name not in PANEL]:
-        raise UsageError(f"there is no encoder '{unknown[0]}'{nearest(unknown[0], PANEL)}")
-    return names
+    there = [*PANEL, *METRICS_ONLY]
+    if unknown := [name for name in expanded(names) if name not in there]:
+        raise UsageError(f"there is no encoder '{unknown[0]}'{nearest(unknown[0], [*there, *GROUPS])}")
+    return expanded(names)
 
 
 def show(given: List, command: str) -> int:

@@ -16,11 +16,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor, nn
 
+from irdm.data.image_source import in_threads
 from irdm.encoders.base import Encoder
 from irdm.encoders.weights import Weights, WeightSource, read_state, require
 
@@ -34,6 +37,7 @@ CLIP: tuple[Triple, Triple] = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 
 HALF: tuple[Triple, Triple] = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 MIDDLE = (128 / 255, 128 / 255, 128 / 255)
 BYTES: tuple[Triple, Triple] = MIDDLE, MIDDLE  # (byte - 128) / 128
+DINOV2_PATCH = 14  # pixels
 NONE: tuple[Triple, Triple] = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
 
@@ -42,7 +46,7 @@ class PanelEntry:
     """A row of the panel: everything that decides an encoder's numbers. `arguments` go to the architecture."""
 
     name: str
-    family: Literal["timm", "transformers", "inception", "vae", "dreamsim"]
+    family: Literal["timm", "dinov2", "transformers", "inception", "vae", "dreamsim"]
     model: str
     resolution: int
     dim: int
@@ -50,9 +54,15 @@ class PanelEntry:
     normalisation: tuple[Triple, Triple]
     held_out: bool
     weights: WeightSource
-    resize: Literal["bicubic", "bilinear", "tf1"] = "bicubic"
+    resize: Literal["bicubic", "bilinear", "tf1", "pillow", "pillow square"] = "bicubic"
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    shares: str | None = None
+    """The encoder in whose folder the weights lie, where one file makes two encoders."""
+
+    def located(self, folder: Path | None = None) -> Weights:
+        """The weight files, in the folder of all weights or in the hub's cache."""
+        return Weights(self.shares or self.name, self.weights, folder)
 
 
 class PanelNetwork(nn.Module):
@@ -98,10 +108,35 @@ def _tf1_bilinear(images: Images, resolution: int) -> Resized:
     return resize(images, size=(resolution, resolution), align_corners=False)
 
 
+def _pillow(square: bool, images: Images, resolution: int) -> Resized:
+    """Pillow's own bicubic resize of 8-bit pictures, rounded and clipped as saving them would; no gradient passes.
+
+    The published codes of FD-DINOv2 and CMMD resize so. `square` cuts the centre square first, as that of CMMD does.
+    """
+    if images.requires_grad:
+        raise ValueError(
+            "An encoder that resizes pictures of 8 bits has no gradient in them: it can judge, and never train."
+        )
+    octets = (images * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    height, width = octets.shape[1:3]
+    side = min(height, width)
+    top, left = ((height - side) // 2, (width - side) // 2) if square else (0, 0)
+    bottom, right = (top + side, left + side) if square else (height, width)
+
+    def resized(picture: np.ndarray) -> Tensor:
+        image = Image.fromarray(picture).crop((left, top, right, bottom))
+        image = image.resize((resolution, resolution), Image.Resampling.BICUBIC)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+    return torch.stack(list(in_threads(resized, octets))).to(images.device) / 255
+
+
 RESIZES: dict[str, Callable[[Images, int], Resized]] = {
     "bicubic": partial(_interpolate, "bicubic"),
     "bilinear": partial(_interpolate, "bilinear"),
     "tf1": _tf1_bilinear,
+    "pillow": partial(_pillow, False),
+    "pillow square": partial(_pillow, True),
 }
 
 
@@ -111,7 +146,7 @@ def load_encoder(entry: PanelEntry, folder: Path | None = None, compile: bool = 
     Raises ValueError when a package or a weight file is missing, a file was altered, its keys do not fit the
     architecture, or the features have another dimension than the table says.
     """
-    files = Weights(entry.name, entry.weights, folder).verify()
+    files = entry.located(folder).verify()
     try:
         features = FAMILIES[entry.family](entry, list(files.values())).eval().requires_grad_(False)
     except (RuntimeError, KeyError, zipfile.BadZipFile) as error:  # what load_state_dict and a look into the file raise
@@ -147,6 +182,7 @@ class TimmFeatures(nn.Module):
 # in float32, whatever the precision of what they average.
 TIMM_POOLINGS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "class token": lambda model, tokens: tokens[:, 0],
+    "projection": lambda model, tokens: model.forward_head(tokens),
     "patch mean": lambda model, tokens: tokens[:, model.num_prefix_tokens :].float().mean(1),
     "spatial mean": lambda model, grid: grid.float().mean((2, 3)),
     "attention pool": lambda model, tokens: model.forward_head(tokens, pre_logits=True),
@@ -157,8 +193,29 @@ TIMM_POOLINGS: dict[str, Callable[[Any, Tensor], Tensor]] = {
 
 def timm_features(entry: PanelEntry, files: list[Path]) -> nn.Module:
     """A model of timm, by its own filter of checkpoints, which resamples position embeddings; keys are strict."""
+    return _timm_model(entry, read_state(files[0]))
+
+
+def dinov2_features(entry: PanelEntry, files: list[Path]) -> nn.Module:
+    """DINOv2 with the position embeddings that its authors' code gives it at this resolution; timm's differ a little.
+
+    They resample the grid of the checkpoint by a bicubic interpolation without antialiasing, and by a factor that is
+    0.1 patches too large.
+    """
+    state = read_state(files[0])
+    grid = entry.resolution // DINOV2_PATCH
+    first, patches = state["pos_embed"][:, :1], state["pos_embed"][:, 1:]
+    side = round(patches.shape[1] ** 0.5)
+    if side != grid:
+        square = patches.reshape(1, side, side, -1).permute(0, 3, 1, 2)
+        square = F.interpolate(square, scale_factor=((grid + 0.1) / side,) * 2, mode="bicubic")
+        patches = square.permute(0, 2, 3, 1).flatten(1, 2)
+    return _timm_model(entry, {**state, "pos_embed": torch.cat([first, patches], 1)})
+
+
+def _timm_model(entry: PanelEntry, state: dict[str, Any]) -> TimmFeatures:
     # With the classifier that the checkpoint has, timm is strict; told to leave it out, it forgives any missing key.
-    overlay = {"state_dict": read_state(files[0])}
+    overlay = {"state_dict": state}
     model = require("timm").create_model(
         entry.model, pretrained=True, pretrained_cfg_overlay=overlay, **dict(entry.arguments)
     )
@@ -218,7 +275,7 @@ def _account_for(report: Mapping[str, Any]) -> None:
 
 
 def inception_features(entry: PanelEntry, files: list[Path]) -> nn.Module:
-    """FID's Inception-v3 up to its last average pool, of torch-fidelity's blocks.
+    """FID's Inception-v3 up to its last average pool, or to its logits without their bias, of torch-fidelity's blocks.
 
     torch-fidelity's own extractor takes bytes, so no gradient can reach the image, and unpickles its weights; the same
     blocks in the same order take any numbers and are given the verified tensors.
@@ -250,7 +307,12 @@ def inception_features(entry: PanelEntry, files: list[Path]) -> nn.Module:
     }.items():
         network.add_module(name, block)
     state = read_state(files[0])
-    network.load_state_dict({key: value for key, value in state.items() if not key.startswith("fc.")})
+    if entry.pooling == "logits":
+        network.add_module("fc", nn.Linear(2048, entry.dim, bias=False))
+        state.pop("fc.bias")
+    else:
+        state = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    network.load_state_dict(state)
     return network
 
 
@@ -340,6 +402,7 @@ def _unzipped(release: zipfile.ZipFile, name: str) -> dict[str, Any]:
 
 FAMILIES: dict[str, Callable[[PanelEntry, list[Path]], nn.Module]] = {
     "timm": timm_features,
+    "dinov2": dinov2_features,
     "transformers": transformers_features,
     "inception": inception_features,
     "vae": vae_features,

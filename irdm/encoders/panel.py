@@ -1,4 +1,5 @@
 """The panel: fourteen pretrained encoders, ten that train and four held out, as one table (arXiv 2607.02375, Table 5).
+Beside it those that published metrics are defined with, where the panel has them not, or in another form.
 
 Where `revision` or `sha256` is None, no published value was at hand when the table was written: `irdm encoders fetch`
 records what it gets the first time, and every load is compared with that record.
@@ -7,7 +8,7 @@ records what it gets the first time, and every load is compared with that record
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +18,7 @@ from irdm.config import Config, free
 from irdm.data.base import Dataset
 from irdm.encoders.base import Battery
 from irdm.encoders.families import BYTES, CLIP, HALF, IMAGENET, NONE, PanelEntry, load_encoder
-from irdm.encoders.weights import WeightFile, Weights, WeightSource
+from irdm.encoders.weights import WeightFile, WeightSource
 from irdm.files import hash_of
 
 DINO = "https://dl.fbaipublicfiles.com/dino/dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth"
@@ -43,6 +44,7 @@ def _timm(
     revision: str | None = None,
     file: WeightFile = SAFE,
     sized: bool = True,
+    repo: str | None = None,
 ) -> PanelEntry:
     """A row of the timm family; `sized` models are built for one resolution."""
     return PanelEntry(
@@ -54,7 +56,7 @@ def _timm(
         pooling=pooling,
         normalisation=normalisation,
         held_out=held_out,
-        weights=WeightSource((file,), gigabytes, licence, repo=f"timm/{model}", revision=revision),
+        weights=WeightSource((file,), gigabytes, licence, repo=repo or f"timm/{model}", revision=revision),
         arguments={"img_size": resolution} if sized else {},
     )
 
@@ -198,13 +200,57 @@ _ROWS = (
     ),
 )
 PANEL: dict[str, PanelEntry] = {row.name: row for row in _ROWS}
+METRICS_ONLY: dict[str, PanelEntry] = {
+    # For the Inception score: the logits of the same network.
+    "inception_logits": replace(
+        PANEL["inception"],
+        name="inception_logits",
+        dim=1008,
+        pooling="logits",
+        held_out=True,
+        shares="inception",
+    ),
+    # For FD-DINOv2, as dgm-eval computes it (Stein et al., 2023).
+    "dinov2_224": replace(
+        PANEL["dinov2"],
+        name="dinov2_224",
+        family="dinov2",
+        resolution=224,
+        resize="pillow",
+        precision="float32",
+        arguments={"img_size": 224},
+        shares="dinov2",
+    ),
+    # For CMMD (Jayasumana et al., 2024).
+    "clip_336": replace(
+        _timm(
+            *("clip_336", "vit_large_patch14_clip_quickgelu_336.openai", 336, 768, "projection", CLIP),
+            *("MIT", 1.22),
+            held_out=True,
+            repo="timm/vit_large_patch14_clip_336.openai",
+        ),
+        resize="pillow square",
+        precision="float32",
+    ),
+}
+"""Encoders of published metrics. They judge and never train: the last two round images to 8 bits on the way."""
+LITERATURE = ("inception", "inception_logits", "dinov2_224", "clip_336")
+"""What FID, KID, the Inception score, FD-DINOv2 and CMMD need."""
+GROUPS: dict[str, tuple[str, ...]] = {"panel": tuple(PANEL), "literature": LITERATURE}
+"""Several encoders by one word."""
+
+
+def expanded(names: Sequence[str]) -> tuple[str, ...]:
+    """The names, with the encoders of a group in place of its word, each once."""
+    return tuple(dict.fromkeys(name for word in names for name in GROUPS.get(word, (word,))))
 
 
 def entries(names: Sequence[str]) -> list[PanelEntry]:
-    """Rows of the panel by name. Raises ValueError naming those that it does not have."""
-    if unknown := sorted(set(names) - set(PANEL)):
-        raise ValueError(f"The panel has no encoder {unknown}; choose from {list(PANEL)}.")
-    return [PANEL[name] for name in names]
+    """Rows of the panel, or of `METRICS_ONLY`, by name. Raises ValueError naming those that are in neither."""
+    known = PANEL | METRICS_ONLY
+    if unknown := sorted(set(names) - set(known)):
+        raise ValueError(f"The panel has no encoder {unknown}; choose from {list(known)}.")
+    return [known[name] for name in names]
 
 
 def fingerprint(entry: PanelEntry, folder: Path | None = None) -> str:
@@ -212,11 +258,11 @@ def fingerprint(entry: PanelEntry, folder: Path | None = None) -> str:
 
     Features stored under it may be read again. Raises ValueError when a file has no known sha256 yet.
     """
-    weights = Weights(entry.name, entry.weights, folder)
+    weights = entry.located(folder)
     digests = weights.expected()
     if unknown := [file.name for file in entry.weights.files if file.name not in digests]:
         raise ValueError(f"The sha256 of {unknown} of the encoder '{entry.name}' is not known yet: {weights.mend}.")
-    row = {key: value for key, value in asdict(entry).items() if key not in ("weights", "held_out")}
+    row = {key: value for key, value in asdict(entry).items() if key not in ("weights", "held_out", "shares")}
     return hash_of([row, sorted(digests.items()), CODE_VERSION])
 
 
@@ -238,6 +284,13 @@ class PanelBatteryConfig(Config):
     @classmethod
     def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(entry.name for entry in entries(names))
+
+    @field_validator("held_in")
+    @classmethod
+    def _can_train(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if judges := [name for name in names if name in METRICS_ONLY]:
+            raise ValueError(f"{', '.join(judges)} can judge and never train; name it in held_out.")
+        return names
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from irdm.encoders.panel import PANEL, entries
-from irdm.encoders.weights import Weights, weights_folder
+from irdm.encoders.families import PanelEntry
+from irdm.encoders.panel import METRICS_ONLY, PANEL, entries
+from irdm.encoders.weights import weights_folder
 
 HEADER = ("encoder", "split", "model", "input", "pooling", "dim", "GB", "licence", "gated", "sha256", "weights")
 
 
 def list_encoders(names: Sequence[str] = (), folder: Path | None = None) -> Iterator[str]:
-    """A table, one line an encoder (all of them by default); says whether files are there, and does not read them."""
+    """A table, one line an encoder (by default of all); says whether files are there, and does not read them."""
     rows: list[tuple[str, ...]] = [HEADER]
-    for entry in entries(names or list(PANEL)):
-        source, weights = entry.weights, Weights(entry.name, entry.weights, folder)
+    for entry in entries(names or [*PANEL, *METRICS_ONLY]):
+        source, weights = entry.weights, entry.located(folder)
         known = weights.expected().get(source.files[-1].name)
         rows.append(
             (
-                *(entry.name, "held out" if entry.held_out else "trains", entry.model, str(entry.resolution)),
+                *(entry.name, _side(entry), entry.model, str(entry.resolution)),
                 *(entry.pooling, str(entry.dim), f"{source.gigabytes:.2f}", source.licence),
                 *("yes" if source.gated else "no", known[:12] if known else "at fetch"),
                 "here" if all(path.is_file() for path in weights.locate().values()) else "to fetch",
@@ -28,14 +29,19 @@ def list_encoders(names: Sequence[str] = (), folder: Path | None = None) -> Iter
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-    total = sum(entry.weights.gigabytes for entry in entries(names or list(PANEL)))
+    shown = entries(names or [*PANEL, *METRICS_ONLY])
+    total = sum(size for size in {entry.shares or entry.name: entry.weights.gigabytes for entry in shown}.values())
     yield f"\n{total:.1f} GB in all; files lie in {weights_folder(folder)}/<encoder>, or in the hub's cache."
+
+
+def _side(entry: PanelEntry) -> str:
+    return "metrics" if entry.name in METRICS_ONLY else "held out" if entry.held_out else "trains"
 
 
 def check_encoders(names: Sequence[str] = (), folder: Path | None = None) -> Iterator[tuple[str, bool, str]]:
     """(encoder, whether its weights are there and right, what was found or how to mend it), reading every byte."""
     for entry in entries(names or list(PANEL)):
-        weights = Weights(entry.name, entry.weights, folder)
+        weights = entry.located(folder)
         try:
             paths = weights.verify()
         except ValueError as error:
@@ -55,7 +61,7 @@ def fetch_encoders(
     problems = []
     for entry in entries(names or list(PANEL)):
         try:
-            Weights(entry.name, entry.weights, folder).fetch(say)
+            entry.located(folder).fetch(say)
         except ValueError as error:
             problems.append(str(error))
     if problems:

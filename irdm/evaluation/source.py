@@ -6,7 +6,7 @@ Letters: n images.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from irdm.data.images import pictures_like
 from irdm.distributed import Ranks
 from irdm.evaluation.pictures import Pictures, gallery, write_samples
 from irdm.evaluation.result import RESULT, Result, evaluate_tables, write_result
+from irdm.evaluation.sensitivity import Sensitivity
 from irdm.files import locked, visible
 from irdm.metrics.base import EvaluationConfig
 from irdm.metrics.pickscore import PickScore, pickscore
@@ -43,6 +44,7 @@ def evaluate_source(
     reference: Mapping[str, Any],
     missing: Sequence[str] = (),
     pictures: Split | Pictures,
+    ladder: Callable[[], Sensitivity | None] = lambda: None,
     prompts: Sequence[str] | None = None,
     scorer: PickScore | None = None,
     device: str = "cpu",
@@ -66,6 +68,7 @@ def evaluate_source(
         reference: what the result says of the real side: name, train, val, size.
         missing: encoders of the reference that are left out; every label then says "(partial)".
         pictures: held-out images to show beside the judged ones.
+        ladder: gives that of the real side.
         prompts: the text of each image, in the order of `source.names`, for PickScore.
         scorer: what gives PickScores; needed with prompts.
         device: where to compute.
@@ -130,6 +133,7 @@ def evaluate_source(
             warned=notes,
             more=more,
             prompts=prompts,
+            ladder=ladder(),
             device=device,
             progress=progress,
             seeds={"evaluation": config.seed},

@@ -5,6 +5,7 @@
     REF/encoders/             the weights of a local battery; pretrained encoders are named by their hashes
     REF/rows/                 conditions and thumbnails of the rows that are kept, and some val images for reports
     REF/real/<encoder>/       what evaluation compares with (irdm.store.real)
+    REF/ladder/               which defects of real images the scores see (irdm.evaluation.sensitivity)
     REF/training/<encoder>/   a fitted distance and its floor (irdm.reference); not there when built to judge only
     REF/manifest.json         name, address, plan, and the hash of every part; written last
 
@@ -32,7 +33,7 @@ from irdm.store.real import FILE, read_real
 
 FORMAT = 3  # part of the plan: raise it when the files of one plan change
 PLAN, ENCODERS, ROWS, SAMPLES, WEIGHTS = "plan.json", "encoders", "rows", "samples.safetensors", "weights.safetensors"
-THUMBNAILS = "thumbnails"
+THUMBNAILS, LADDER = "thumbnails", "ladder"
 REAL = ("train", "val", "image_shape", "encoders", "held_out", "table_rows", "seed", "resized")
 
 
