@@ -164,6 +164,7 @@ def _judge_source(
         reference=real.about,
         missing=real.missing,
         pictures=real.pictures,
+        ladder=real.ladder,
         prompts=prompts if ranks.is_main else None,
         scorer=_scorer(weights, device) if prompts and ranks.is_main else None,
         **shared,

@@ -16,7 +16,7 @@ Letters: n images, e encoders, l levels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +37,10 @@ from irdm.files import hash_of, read_manifest, write_manifest
 from irdm.metrics.base import EvaluationConfig
 from irdm.metrics.score import Score
 from irdm.metrics.tables import Real, row_order
+from irdm.progress import Meter, Say
+
+LADDER = "ladder.json"
+"""The file that keeps one."""
 
 CODE_VERSION = 1
 """Part of the identity: raise it when the ladder, or how it is measured, changes."""
@@ -54,8 +58,6 @@ DIRECTIONS, RESAMPLES = 256, 32  # of a rung: the ladder judges some thirty sets
 FINE = 16  # places between two levels
 LIKE = 0.5  # share of a profile over encoders that a defect must explain before the images are said to look like it
 TINY = 1e-4  # in ratios
-
-Say = Callable[[str], None]
 
 
 class Cost(Config):
@@ -186,19 +188,18 @@ def measure(
     kept: Path | None = None,
     progress: Say | None = None,
 ) -> Sensitivity | None:
-    """The ladder of a real side; None when it is not asked for, or val has not three times FEWEST images.
+    """The ladder of a real side; None where `ladder_rows` is 0.
 
     Args:
         dataset: the images of the real side.
         encoders: on the device.
         real: their features, in the order of `row_order`.
-        config: how to judge; `ladder` images of val are damaged, at most a third of them.
+        config: how to judge.
         device: where to compute.
         kept: a file that keeps the ladder; one of the same identity is read.
         progress: receives a line of text now and then.
     """
-    count, say = min(config.ladder, len(real.val) // 3), progress or (lambda text: None)
-    if count < FEWEST:
+    if not (count := ladder_rows(config.ladder, len(real.val))):
         return None
     settings = config.model_copy(
         update={
@@ -218,15 +219,15 @@ def measure(
     clean = judged(stage.judged)[DISTANCE]
     by_chance = excess(clean)  # of the images before they are damaged
     rungs, damaged = [], list(_damaged(stage, settings.seed))
-    for number, (name, level, images) in enumerate(damaged, start=1):
-        words = DEFECTS[name].at(level)
-        say(f"ladder {number} / {len(damaged)}: {words}")
+    meter = Meter("what the scores see", len(damaged), "defects", progress)
+    for name, level, images in damaged:
         scores = judged(images)
+        meter()
         rungs.append(
             Rung(
                 defect=name,
                 level=level,
-                says=words,
+                says=DEFECTS[name].at(level),
                 excess={e: _brief(value - by_chance[e]) for e, value in excess(scores[DISTANCE]).items()},
                 scores={score: _costs(found) for score, found in scores.items()},
                 seen=tuple(one.name for one in witnesses(scores) if one.objects),
@@ -242,6 +243,12 @@ def measure(
     if kept is not None:
         write_sensitivity(kept, found)
     return found
+
+
+def ladder_rows(asked: int, val: int) -> int:
+    """Images of a rung: those asked for, at most a third of val, since the rest is compared with; 0 below FEWEST."""
+    count = min(asked, val // 3)
+    return count if count >= FEWEST else 0
 
 
 def _stage(dataset: Dataset, real: Real, count: int, seed: int) -> _Stage:

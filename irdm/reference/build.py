@@ -22,9 +22,13 @@ from irdm.distances import AnyDistance, NystromMMDConfig
 from irdm.distributed import Ranks
 from irdm.encoders import AnyBattery, Battery
 from irdm.encoders.base import encoder_identity
+from irdm.evaluation import EvaluationConfig
+from irdm.evaluation.sensitivity import LADDER as LADDER_FILE
+from irdm.evaluation.sensitivity import ladder_rows, measure, write_sensitivity
 from irdm.files import (
     MANIFEST,
     claimed,
+    file_entry,
     hash_of,
     read_sealed,
     remove,
@@ -40,7 +44,7 @@ from irdm.reference.opened import OpenReference, open_reference, what_is_fitted,
 from irdm.store import FeatureStore, build_store, real_identity
 from irdm.store.reader import state_of
 from irdm.store.real import write_real
-from irdm.store.reference import ENCODERS, FORMAT, PLAN, ROWS, SAMPLES, THUMBNAILS, WEIGHTS
+from irdm.store.reference import ENCODERS, FORMAT, LADDER, PLAN, ROWS, SAMPLES, THUMBNAILS, WEIGHTS
 
 SHEET = 60  # val images that are kept for reports
 
@@ -58,6 +62,8 @@ class ReferenceConfig(Config):
     """Match features together with their conditions."""
     table_rows: int = Field(default=50_000, ge=64)
     """At most this many rows of train and of val are kept to judge with."""
+    ladder: int = free(1000, ge=0)
+    """At most this many val images, and a third of them, are damaged to measure what the scores see; 0: none."""
     judge_only: bool = free(False)
     """Fit nothing for training: enough to judge images, and the same call without it adds the rest later."""
 
@@ -152,6 +158,9 @@ def build_reference(
         with ranks.together():
             if ranks.is_main:
                 job.finish(name, train, val, command)
+                if LADDER in job.wanted and not (path / LADDER).exists():
+                    job.measure(micro_batch, say)
+                    job.finish(name, train, val, command)
     return open_reference(path, device)
 
 
@@ -196,6 +205,8 @@ class _Job:
         self.wanted = [ROWS, *(f"{half}/{encoder}" for half in halves for encoder in plan["encoders"])]
         if plan["battery"]["kind"] == "local":
             self.wanted.append(ENCODERS)
+        if ladder_rows(config.ladder, min(plan["val"]["count"], config.table_rows)):
+            self.wanted.append(LADDER)
 
     def is_finished(self) -> bool:
         """Whether the reference is there, is of this plan, and no part of it is missing or altered."""
@@ -211,7 +222,7 @@ class _Job:
         for half in ("real", "training"):
             for encoder in visible(self.path / half):
                 self._drop_damaged(f"{half}/{encoder}", say)
-        for part in (ROWS, ENCODERS):
+        for part in (ROWS, ENCODERS, LADDER):
             if (self.path / part).exists():
                 self._drop_damaged(part, say)
 
@@ -237,6 +248,19 @@ class _Job:
             )
             write_fitted(training, self.address, distance, floor)
 
+    def measure(self, micro_batch: int, say: Say) -> None:
+        """The ladder of a reference that is whole but for it."""
+        found, config = open_reference(self.path, self.device), self.config
+        settings = EvaluationConfig(
+            seed=config.seed, table_rows=config.table_rows, ladder=config.ladder, micro_batch=micro_batch
+        )
+        encoders = dict(self.battery.encoders.items())
+        ladder = measure(self.dataset, encoders, found.real(), settings, device=self.device, progress=say)
+        assert ladder is not None
+        with sealed_folder(self.path / LADDER, {"of": self.address}) as (folder, record):
+            write_sensitivity(folder / LADDER_FILE, ladder)
+            record["files"][LADDER_FILE] = file_entry(folder / LADDER_FILE)
+
     def finish(self, name: str, train: FeatureStore, val: FeatureStore, command: str | None) -> None:
         """Write the parts that belong to no encoder, then say that the reference is whole."""
         stores = {"train": train, "val": val}
@@ -252,9 +276,10 @@ class _Job:
             self._write(ROWS, {**sides, SAMPLES: samples})
         if ENCODERS in self.wanted and not (self.path / ENCODERS).exists():
             self._write(ENCODERS, {WEIGHTS: self.battery.state_dict()})
-        there = [ROWS, ENCODERS, *(f"{half}/{n}" for half in ("real", "training") for n in self.plan["encoders"])]
+        halves = (f"{half}/{encoder}" for half in ("real", "training") for encoder in self.plan["encoders"])
+        there = [ROWS, ENCODERS, LADDER, *halves]
         parts = {part: sha256_of(self.path / part / MANIFEST) for part in there if (self.path / part).exists()}
-        assert set(self.wanted) <= set(parts)
+        assert set(self.wanted) <= {*parts, LADDER}
         body: dict[str, Any] = {"name": name, "address": self.address, "plan": self.plan, "parts": parts}
         body["stores"] = {side: store.address for side, store in stores.items()}
         versions = {"torch": str(torch.__version__), "pillow": PIL.__version__}

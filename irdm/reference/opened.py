@@ -9,9 +9,11 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from irdm.distances import AnyDistance, Distance
-from irdm.files import sealed_folder, write_tensors
+from irdm.evaluation.sensitivity import LADDER as LADDER_FILE
+from irdm.evaluation.sensitivity import Sensitivity, read_sensitivity
+from irdm.files import read_sealed, sealed_folder, write_tensors
 from irdm.reference.fit import Reference, fit_reference
-from irdm.store.reference import StoredReference
+from irdm.store.reference import LADDER, StoredReference
 
 FILE = "distance.safetensors"
 
@@ -61,6 +63,14 @@ class OpenReference(StoredReference):
         return {
             name: self._parts[f"training/{name}"]["floor"] for name in self.names if f"training/{name}" in self._parts
         }
+
+    @property
+    def ladder(self) -> Sensitivity | None:
+        """What the scores see; None where it was not measured. Raises ValueError when it is damaged."""
+        if LADDER not in self._parts:
+            return None
+        read_sealed(self.path / LADDER, self._mend)
+        return read_sensitivity(self.path / LADDER / LADDER_FILE)
 
     def _fitted(self, name: str) -> tuple[Distance[Any], float | None]:
         config: AnyDistance = TypeAdapter(AnyDistance).validate_python(self.plan["training"]["distance"])
