@@ -19,14 +19,9 @@ over its seeds. Ratios divide a distance to real images by the same distance of 
 change the network, the noise and the references; the data split and the local encoders stay. `irdm experiment NAME
 --record docs` writes this page from `docs/results/*.json`.
 
-**All of these were recorded before conditions were drawn by one law** ([log](log.md#one-law-of-draws)): the same labels
-at every step, floors of independent rows, a sixth of the data held out, label accuracy by a support vector machine. The
-spiral has no conditions and is not touched by that. They are to be recorded again.
-
-**And before the local battery was replaced** by one that
-[sees defects](log.md#a-local-battery-that-sees-defects): six encoders trained (a classifier, a contrastive, a masked
-and a denoising network, patches, pixels) and three judged (a rotation network, a perceptron that classifies, principal
-components). The one encoder of `distance` was the contrastive one. The spiral has no encoders.
+**The local battery has changed since**: these were recorded with the encoders before those that see defects
+([log](log.md#the-studies-again)), and of `batch`, `estimator` and `peers` with the draws before [one
+law](log.md#one-law-of-draws).
 """
 
 
