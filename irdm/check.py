@@ -97,7 +97,7 @@ class Needs:
         return estimate(self.config, *self.shape, self.devices)
 
     def packages(self) -> str:
-        """Versions of what irdm depends on, and of the panel's packages where it is used, which a fresh Python imports."""
+        """Versions of what irdm depends on, and of the panel's packages where it is used: each can be imported."""
         wanted = "panel" if self.panel else None
         try:
             required = [r for r in metadata.requires("irdm") or [] if _extra(r) in (None, wanted)]
@@ -234,10 +234,14 @@ for name in sys.argv[1:]:
 
 
 def not_importable(modules: Iterable[str]) -> dict[str, str]:
-    """{module: first line of its failure} of those that a Python of its own, which may crash, cannot import."""
-    done = subprocess.run([sys.executable, "-c", IMPORT, *modules], capture_output=True, text=True, check=False)
-    lines = (line.split("\t", 2) for line in done.stdout.splitlines() if line.startswith("irdm\t"))
-    return {name: problem for name, problem in {name: problem for _, name, problem in lines}.items() if problem}
+    """{module: the first line of its failure} of those that another Python, which may crash, cannot import."""
+    found, left = {}, [*modules]
+    while left:
+        done = subprocess.run([sys.executable, "-c", IMPORT, *left], capture_output=True, text=True, check=False)
+        lines = (line.split("\t", 2) for line in done.stdout.splitlines() if line.startswith("irdm\t"))
+        found |= {name: problem for _, name, problem in lines} or {left[0]: "no Python could be started"}
+        left = [name for name in left if name not in found]
+    return {name: problem for name, problem in found.items() if problem}
 
 
 def _flops(number: float) -> str:

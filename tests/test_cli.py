@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -127,8 +128,8 @@ def test_the_help_lists_every_field_with_its_value(name: str, capsys: pytest.Cap
         ("reference bild x", "did you mean 'build'?"),
         ("reference build a/b --preset digits", "NAME is 'a/b': should be a plain name"),
         ("reference build .. --preset digits", "should be a plain name"),
-        ("reference build x", "--train and --val missing"),
-        ("reference build x --train a", "--val missing"),
+        ("reference build x", "--train is missing"),
+        ("reference build x --val a", "--train is missing"),
         ("reference build x --preset digits --train a", "--train is for images of your own"),
         ("reference build x --preset digits --size 2", "--size is '2': should be at least 4"),
         ("reference build x --train a --val b --size -4", "--size is '-4': should be at least 4"),
@@ -329,10 +330,18 @@ def test_check_imports_what_it_reports(
     """A package may be installed and still not work, such as one that was built for another torch."""
     if not list(metadata.distributions(name="irdm")):
         pytest.skip("irdm runs from its source tree here: pip install .")
-    monkeypatch.setitem(sys.modules, "sklearn", None)  # importing it raises ImportError
+    for name, code in (
+        ("sklearn", "raise RuntimeError('built for\\nanother numpy')"),
+        ("PIL", "import os; os._exit(9)"),
+    ):
+        (tmp_path / "first" / name).mkdir(parents=True)
+        (tmp_path / "first" / name / "__init__.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "first"))
     assert main(["check", "digits", "--out", str(tmp_path / "run")]) == 1
     line = next(line for line in capsys.readouterr().out.splitlines() if line.split()[1] == "packages")
-    assert line.startswith("MISSING") and "cannot be imported: scikit-learn" in line and "numpy" not in line
+    assert line.startswith("MISSING") and "numpy" not in line.replace("another numpy", "")
+    assert "(RuntimeError: built for)" in line, "the first line of it"
+    assert re.search(r"pillow [\d.]+ \(it ended the process\)", line)
 
 
 def test_usage_errors_are_their_own():
