@@ -3,7 +3,13 @@
 Two results are comparable when their protocols are equal (what decided the numbers beside the generator: real images,
 encoders with their weights, settings, seeds, the number of images), and so are the notes of a score. Replicates average
 to the score, and replicate k of both results stands for the same noise, conditions or prompts, or for the same fold of
-rows. Pairs of replicates are drawn with replacement: luck that both generators share cancels.
+rows. Differences are those of pairs of replicates, by Student's t: luck that both generators share cancels.
+
+Every score has a target: lower, higher, or what fresh real images score. Of the last, better is nearer to it, for sure:
+the two differ, and their middle lies on one side of real. Many rows are printed, and of two equal generators one row or
+the other would look better by chance. So one is the verdict, named beforehand (`PRIMARY`), and may err in 2.5% of
+comparisons; all others together may err in another 2.5% (Holm, with these weights). And who returns training images is
+not better, whatever else is: near copies veto.
 """
 
 from __future__ import annotations
@@ -16,10 +22,17 @@ import torch
 
 from irdm.evaluation.result import Result
 from irdm.metrics.base import EvaluationConfig
-from irdm.metrics.intervals import bootstrap_interval
+from irdm.metrics.intervals import chance, holm, interval, standard_error, together, worst
 from irdm.metrics.score import Direction, Estimate, Score
 
 FEWEST = 4  # replicates: an interval from fewer says nothing
+LEVEL = 0.05  # of all rows together
+PRIMARY = ("whitened_ratio", "sw_ratio")
+"""The verdict: the first of these that both results have, by the held-out encoders where there are any."""
+COPIES = ("near_copies", "copies")
+"""The veto: the first of these that both results have."""
+ALARM = 0.01  # a share of copies that so few fresh draws have, corrected for the number of encoders
+GROUPS = ("mean", "held_in", "held_out")
 WORDS = {
     "real.train": "other training images",
     "real.val": "other held-out images",
@@ -35,19 +48,17 @@ WORDS = {
 """What a difference of protocols is called, by where it lies; the first that fits."""
 
 
-def compare(a: Result, b: Result, *, seed: int = 0) -> dict[str, Any]:
+def compare(a: Result, b: Result) -> dict[str, Any]:
     """The paired difference of two results of one protocol.
 
-    Args:
-        a: a result.
-        b: another.
-        seed: of the bootstrap.
-
     Returns:
-        `protocol`, and `metrics` {name: {label, direction, mean, held_in, held_out, per_encoder {encoder: part}}}. A
-        part is {a, b, difference (b - a), ci95, better}; a group that has no mean is None. `better` is "a" or "b" where
-        that is sure: the interval excludes 0 and, for a metric whose best value is that of fresh real images, both
-        values together are surely on one side of it.
+        `protocol`;
+        `verdict` {says, better, score, group, p, copies}: a sentence, "a", "b" or None, the score that decides and its
+        group (both None when neither result has one), its corrected p, and the results that near copies veto;
+        `metrics` {name: {label, direction, mean, held_in, held_out, per_encoder {encoder: part}}}. A part is {a, b,
+        difference (b - a), ci95, p, corrected, better}; a group that has no mean is None. p is the probability that two
+        equal generators differ as much; `corrected` counts the rows that are compared, a score's groups or else its
+        encoders, and is None for the others. `better` is "a" or "b" where `corrected` is below 0.05.
 
     Raises:
         ValueError: saying every difference between the protocols; for scores that only one has, or too few replicates.
@@ -66,7 +77,11 @@ def compare(a: Result, b: Result, *, seed: int = 0) -> dict[str, Any]:
             + "\n".join(f"  {line}" for line in dict.fromkeys(odd))
             + "\nEvaluate both against one reference, with the same encoders, number of images, settings and seeds."
         )
-    return {"protocol": a.protocol, "metrics": {name: _metric(name, first[name], second[name], seed) for name in first}}
+    metrics = {name: _metric(name, first[name], second[name]) for name in first}
+    primary = _primary(metrics)
+    copying = _copying(a, b)
+    _decide(metrics, primary, copying)
+    return {"protocol": a.protocol, "verdict": _verdict(metrics, primary, copying), "metrics": metrics}
 
 
 def _protocol(result: Result) -> dict[str, Any]:
@@ -97,20 +112,20 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
-def _metric(name: str, a: Score, b: Score, seed: int) -> dict[str, Any]:
+def _metric(name: str, a: Score, b: Score) -> dict[str, Any]:
     def part(where: str, one: Estimate | None, two: Estimate | None) -> dict[str, Any] | None:
-        return None if one is None or two is None else _part(f"{name}, {where}", a.direction, one, two, seed)
+        return None if one is None or two is None else _part(f"{name}, {where}", a.direction, one, two)
 
     return {
         "label": a.label,
         "direction": a.direction,
-        **{group: part(group, getattr(a, group), getattr(b, group)) for group in ("mean", "held_in", "held_out")},
+        **{group: part(group, getattr(a, group), getattr(b, group)) for group in GROUPS},
         "per_encoder": {encoder: part(encoder, a.encoders[encoder], b.encoders[encoder]) for encoder in a.encoders},
     }
 
 
-def _part(where: str, direction: Direction, a: Estimate, b: Estimate, seed: int) -> dict[str, Any]:
-    """The difference of two estimates from their replicates."""
+def _part(where: str, direction: Direction, a: Estimate, b: Estimate) -> dict[str, Any]:
+    """The difference of two estimates from their replicates; `better` is who would be, were it sure."""
     sizes = len(a.replicates), len(b.replicates)
     if sizes[0] != sizes[1] or sizes[0] < FEWEST:
         raise ValueError(
@@ -118,15 +133,81 @@ def _part(where: str, direction: Direction, a: Estimate, b: Estimate, seed: int)
             "more. Evaluate both again, with one version of irdm."
         )
     ours, theirs = (torch.tensor(side.replicates, dtype=torch.float64) for side in (a, b))
-    low, high = bootstrap_interval(theirs - ours, seed)
-    better = None
-    if not low <= 0 <= high:
-        up = "b" if low > 0 else "a"  # which is higher
-        down = "a" if low > 0 else "b"
-        if direction != "real":
-            better = up if direction == "higher" else down
-        elif a.control is not None and b.control is not None:
-            middle = bootstrap_interval((ours + theirs) / 2 - (a.control + b.control) / 2, seed)
-            if not middle[0] <= 0 <= middle[1]:  # the one that is further on that side is further from real
-                better = down if middle[0] > 0 else up
-    return {"a": a.value, "b": b.value, "difference": b.value - a.value, "ci95": [low, high], "better": better}
+    apart, freedom = theirs - ours, sizes[0] - 1
+    p, up = chance(apart.mean().item(), standard_error(apart), freedom), apart.mean() > 0
+    better = "b" if up == (direction == "higher") else "a"
+    if direction == "real":
+        better = None
+        if a.control is not None and b.control is not None:
+            middle, real = (ours + theirs) / 2, (a.control + b.control) / 2
+            errors = (standard_error(middle), freedom), (a.control_error or 0.0, freedom)
+            p = max(p, chance(middle.mean().item() - real, *together(*errors)))
+            better = "b" if up == (middle.mean() < real) else "a"  # further on its side is further from real
+    return {"a": a.value, "b": b.value, "difference": b.value - a.value, "ci95": list(interval(apart)), "p": p} | {
+        "corrected": None,
+        "better": better,
+    }
+
+
+def _rows(metric: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The parts that are compared: the groups or, without a common scale, the encoders."""
+    groups = {group: metric[group] for group in GROUPS if metric[group]}
+    return groups or metric["per_encoder"]
+
+
+def _primary(metrics: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The score and the group that decide."""
+    for name in PRIMARY:
+        if name in metrics:
+            return name, next(group for group in ("held_out", "mean") if metrics[name][group])
+    return None
+
+
+def _copying(a: Result, b: Result) -> dict[str, str]:
+    """Of the results that return more training images than fresh real ones would seem to: what is to be said."""
+    name = next((name for name in COPIES if name in a.scores and name in b.scores), None)
+    found = {}
+    for side, result in (("a", a), ("b", b)):
+        alarm = worst(result.scores[name]) if name else None
+        if name and alarm and alarm[1] < ALARM:
+            score, seen = result.scores[name], result.scores[name].encoders[alarm[0]]
+            if seen.value > (seen.control or 0.0):
+                real = "" if seen.control is None else f", of fresh real images {seen.control:.1%}"
+                found[side] = f"{seen.value:.1%} {score.label}{real} ({alarm[0]})"
+    return found
+
+
+def _decide(metrics: Mapping[str, Any], primary: tuple[str, str] | None, copying: Mapping[str, str]) -> None:
+    """Correct every p for the number of rows, and leave `better` only where it is sure."""
+    rows = {(name, where): part for name, metric in metrics.items() for where, part in _rows(metric).items()}
+    many = len(rows) - (primary is not None)
+    weights = {key: 0.5 if key == primary else (0.5 if primary else 1.0) / many for key in rows}
+    for key, corrected in holm({key: part["p"] for key, part in rows.items()}, weights).items():
+        rows[key]["corrected"] = corrected
+    for metric in metrics.values():
+        for part in (*(metric[group] for group in GROUPS if metric[group]), *metric["per_encoder"].values()):
+            corrected = part["corrected"]
+            if corrected is None or corrected >= LEVEL or part["better"] in copying:
+                part["better"] = None
+
+
+def _verdict(metrics: Mapping[str, Any], primary: tuple[str, str] | None, copying: Mapping[str, str]) -> dict[str, Any]:
+    """The comparison in a sentence."""
+    found: dict[str, Any] = {"score": None, "group": None, "p": None, "better": None, "copies": sorted(copying)}
+    if primary is None:
+        says = "There is no distance to real images to decide by; the rows below stand for themselves."
+    else:
+        name, group = primary
+        part = metrics[name][group]
+        found |= {"score": name, "group": group, "p": part["corrected"], "better": part["better"]}
+        by = metrics[name]["label"] + {"mean": "", "held_out": ", held-out encoders"}[group]
+        numbers = f"{by}: {part['a']:.3g} in A, {part['b']:.3g} in B, p = {found['p']:.2g}"
+        nearer = "b" if part["difference"] < 0 else "a"
+        if part["better"]:
+            says = f"{part['better'].upper()} is better ({numbers})."
+        elif found["p"] < LEVEL:
+            says = f"{nearer.upper()} is nearer to train, and not better: it copies ({numbers})."
+        else:
+            says = f"Neither is surely better ({numbers})."
+    says += "".join(f" {side.upper()} holds {what}." for side, what in sorted(copying.items()))
+    return {"says": says, **found}

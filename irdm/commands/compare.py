@@ -6,37 +6,36 @@ import json
 from pathlib import Path
 from typing import Any
 
-from irdm.commands import Command, Out, Seed
+from irdm.commands import Command, Out
 from irdm.config import Config
 from irdm.overrides import word
 
 
 class Compare(Config):
-    """The paired difference of two evaluations with its 95% bootstrap interval. Refuses results of unlike protocols:
-    another reference, other encoders, another number of images, seed or setting.
+    """Which of two evaluations is better, in a sentence, and their paired differences with 95% intervals and p-values
+    corrected for their number. Refuses results of unlike protocols: another reference, other encoders, another number
+    of images, seed or setting.
     """
 
     a: Path = word()
     """A result.json, or the directory it lies in."""
     b: Path = word()
     """The other one."""
-    seed: Seed = 0
-    """Seed of the bootstrap."""
     out: Out | None = None
     """Also write the comparison to this file, as JSON."""
 
 
 def run(given: Compare, command: str) -> int:
-    """Print a line for each score, by group or, where there is no common scale, by encoder."""
+    """Print the verdict, and a line for each score, by group or, where there is no common scale, by encoder."""
     from irdm.commands.scores import comparison_table
     from irdm.compare import compare
     from irdm.evaluation import read_result
     from irdm.files import write_atomic
 
-    found: dict[str, Any] = compare(read_result(given.a), read_result(given.b), seed=given.seed)
+    found: dict[str, Any] = compare(read_result(given.a), read_result(given.b))
     if given.out:
         write_atomic(given.out, json.dumps(found, indent=1))
-    print(f"A  {given.a}\nB  {given.b}\n\n{comparison_table(found)}")
+    print(f"A  {given.a}\nB  {given.b}\n\n{found['verdict']['says']}\n\n{comparison_table(found)}")
     return 0
 
 

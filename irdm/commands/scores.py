@@ -47,8 +47,8 @@ def verdict_lines(verdict: Verdict) -> list[str]:
 
 
 def comparison_table(found: Mapping[str, Any]) -> str:
-    """A row a score and group, or encoder where they have no common scale: A, B, B - A, interval, the better one."""
-    rows: list[tuple[str, ...]] = [("", "A", "B", "B - A", "95% interval", "")]
+    """A row a score and group, or encoder where they have no common scale: A, B, B - A, interval, p, the better one."""
+    rows: list[tuple[str, ...]] = [("", "A", "B", "B - A", "95% interval", "p", "corrected", "")]
     for metric in found["metrics"].values():
         parts = {"mean": metric["label"], "held_in": "  held in", "held_out": "  held out"}
         parts = {label: metric[group] for group, label in parts.items() if metric.get(group)}
@@ -57,8 +57,9 @@ def comparison_table(found: Mapping[str, Any]) -> str:
         for label, part in parts.items():
             low, high = map(_number, part["ci95"])
             numbers = (_number(part[key]) for key in ("a", "b", "difference"))
+            chances = (_chance(part[key]) for key in ("p", "corrected"))
             better = f"{part['better'].upper()} is better" if part["better"] else ""
-            rows.append((label, *numbers, f"{low} to {high}", better))
+            rows.append((label, *numbers, f"{low} to {high}", *chances, better))
     return "\n".join(_aligned(rows))
 
 

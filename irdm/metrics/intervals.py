@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import NormalDist
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float64, Int64
@@ -24,6 +24,7 @@ from irdm.metrics.score import Direction, Estimate, Interval, Score, grouped
 from irdm.ops.sampling import generator_for
 
 FOLDS = 10
+Key = TypeVar("Key")
 
 
 def folds(n: int, seed: int, count: int = FOLDS) -> Int64[Tensor, " n"]:
@@ -106,7 +107,7 @@ def chance(difference: float, error: float, freedom: float, direction: Direction
     return float(special.stdtr(freedom, -t if direction == "lower" else t))
 
 
-def holm(chances: Mapping[str, float], weights: Mapping[str, float] | None = None) -> dict[str, float]:
+def holm(chances: Mapping[Key, float], weights: Mapping[Key, float] | None = None) -> dict[Key, float]:
     """p-values corrected for their number: all below 0.05 together err in at most 5% (Holm, 1979).
 
     Args:
@@ -114,7 +115,8 @@ def holm(chances: Mapping[str, float], weights: Mapping[str, float] | None = Non
         weights: shares of the 5% that each may spend, summing to 1 or less; all alike if not given.
     """
     shares = weights or dict.fromkeys(chances, 1 / max(1, len(chances)))
-    corrected, left, most = {}, sum(shares[name] for name in chances), 0.0
+    corrected: dict[Key, float] = {}
+    left, most = sum(shares[name] for name in chances), 0.0
     for name in sorted(chances, key=lambda name: chances[name] / shares[name]):
         most = max(most, min(1.0, chances[name] * left / shares[name]))
         corrected[name], left = most, left - shares[name]

@@ -26,7 +26,6 @@ from irdm.ops.sliced import quantile_means, unit_directions
 COARSE = 512  # directions that measure the spread over rows; the score itself uses all
 COLUMNS = 128  # directions at once: memory, not results
 FLOOR = 0.01  # of the mean variance: a direction in which real images hardly vary must not decide alone
-TRAIN_DRAWS = 4  # a whitened target holds as many rows as so many draws: more would take longer than they are worth
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class SlicedTarget:
             values, order = torch.cat([unit.T @ block.T for block in blocks], dim=1).sort(dim=1)
             means = {n: quantile_means(real, n) for n in {len(draw) for draw in draws}}
             for number, (chosen, draw) in enumerate(zip(drawn, draws, strict=True)):
-                rows = values[chosen[order]].view(len(values), -1)  # still sorted
+                rows = values.masked_select(chosen.take(order)).view(len(values), -1)  # still sorted
                 sums[number] += _squared(rows, *means[len(draw)]).sum()
         return (sums / most).sqrt().cpu()
 
@@ -122,8 +121,8 @@ def whitened_ratio(generated: Table, real: Real, config: EvaluationConfig) -> di
     """SW_2(gen, train) / SW_2(val, train) of whitened features: every direction of features counts alike.
 
     In SW_r a direction in which real images differ most, such as brightness, makes up the distance of real images too,
-    and hides what is small beside it. Here features are divided by the root of the covariance of train, plus 1% of its
-    mean variance, and the target holds more rows (up to four draws), which adds less chance of its own.
+    and hides what is small beside it. Here features are divided by the root of the covariance of train plus 1% of its
+    mean variance.
     """
     moments = {name: real.moments[name] for name in generated.features}
     whitened = replace(real, train=_whitened(real.train, moments), val=_whitened(real.val, moments))
@@ -132,14 +131,11 @@ def whitened_ratio(generated: Table, real: Real, config: EvaluationConfig) -> di
         "Sliced Wasserstein distance to train of whitened features, over that of fresh real images: 1 is as good as "
         "real, lower is better."
     )
-    score = _sliced("SW_w", says, pools, pools.train, pools.val, real.held_out, config, TRAIN_DRAWS)
-    return {"whitened_ratio": score}
+    return {"whitened_ratio": _sliced("SW_w", says, pools, pools.train, pools.val, real.held_out, config)}
 
 
-def _sliced(
-    label: str, says: str, pools: Pools, target: Pool, fresh: Pool, held_out: Sequence[str], config, draws: int = 1
-) -> Score:
-    rows = target.sample(draws * config.rows, "target", config.seed)
+def _sliced(label: str, says: str, pools: Pools, target: Pool, fresh: Pool, held_out, config) -> Score:
+    rows = target.sample(config.rows, "target", config.seed)
 
     def targets(name: str) -> SlicedTarget:
         return SlicedTarget.of(name, target.table.features[name][rows], config.directions, config.seed)
