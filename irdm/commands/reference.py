@@ -53,7 +53,7 @@ class Build(Config):
     rollout: Annotated[int | None, Field(ge=2)] = None
     """Images a step of the training that floors are for; unset, 5120, or that of the preset."""
     battery_steps: Count | None = None
-    """Optimizer steps of each local encoder; unset, 300, or those of the preset."""
+    """Optimizer steps of each local encoder that learns; unset, 200, or those of the preset."""
     judge_only: bool = False
     """Fit nothing for training, neither distances nor floors: faster, and enough for irdm eval."""
     weights: Path | None = None

@@ -82,7 +82,7 @@ class Damage(nn.Module):
 
     def __init__(self, shape: Shape, width: int):
         super().__init__()
-        self.window, self.least = 7, 0.02
+        self.window, self.least = 7, 0.1
         self.fine = nn.Conv2d(shape[0], width, 3, padding=1)
         self.coarse = nn.Conv2d(width, width, 2)
         self.code = nn.Sequential(nn.Linear(4 * width, 64), nn.GELU(), nn.Linear(64, CODE))
