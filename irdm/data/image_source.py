@@ -81,7 +81,7 @@ class ImageSource(ABC):
 
     def look(self, rows: Sequence[int], progress: Say | None = None) -> None:
         """Read and decode some images once, so that none fails later. Raises ValueError naming all that do."""
-        new = [row for row in rows if row not in self._looked]
+        new = sorted(row for row in rows if row not in self._looked)
         meter = Meter(f"reading {printable(str(self.path))}", len(new), "images", progress)
         problems: list[str] = []
         for row, (digest, problem) in zip(new, in_threads(self._seen, new, block=64), strict=True):

@@ -107,14 +107,45 @@ def test_a_reference_may_be_for_judging_alone(there, pictures, capsys):
     done("eval", pictures / "fresh", "--against", "light", "--out", "light-eval", *JUDGED)
 
 
-def test_too_few_images_are_said_before_encoders_are_fitted(there, tmp_path, capsys):
-    few = write_pictures(tmp_path / "few", 40, 0)
-    more = write_pictures(tmp_path / "more", 60, 1)
-    assert "40 val image(s); at least 50 of train and of val" in said(
-        capsys, 1, "reference", "build", "few", "--train", more, "--val", few
+def test_a_folder_of_real_images_is_compared_with_and_kept_in_the_cache(pictures, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("IRDM_CACHE", str(tmp_path / "cache"))
+    real, few = pictures / "train", ["--panel", "pixels,pca"]
+    done("eval", pictures / "fresh", "--against", real, *few, "--out", "fresh", *JUDGED)
+    text = capsys.readouterr().out
+    assert f"{real}: 80 images are train and 80 are held out as val" in text
+    assert f"irdm reference build NAME --train {real} --judge-only" in text and "distance and its floor" not in text
+    done("eval", pictures / "blurred", "--against", real, *few, "--out", "blurred", *JUDGED)
+    text = capsys.readouterr().out
+    assert "is there already" in text and "what evaluation compares with" not in text, "no second build"
+    fresh, blurred = (read_result(tmp_path / name) for name in ("fresh", "blurred"))
+    assert fresh.reference == {"name": "train", "train": 80, "val": 80, "size": [3, 8, 8]}
+    assert fresh.protocol == blurred.protocol and not fresh.missing
+    assert blurred.scores["sw_ratio"].mean.value > fresh.scores["sw_ratio"].mean.value
+    done("reference", "build", "kept", "--train", real, "--judge-only", *few)
+    assert "80 are held out as val" in capsys.readouterr().out
+    (cached,) = (tmp_path / "cache" / "references").iterdir()
+    assert open_reference(cached).address == open_reference(tmp_path / "references" / "kept").address
+    assert "--size is for a folder" in said(
+        capsys, 2, "eval", pictures / "fresh", "--against", "kept", "--size", "8", *JUDGED
     )
-    assert not (there / "references" / "few").exists()
-    assert "fitted" not in capsys.readouterr().out
+
+
+def test_bad_images_are_refused_before_anything_is_fitted(pictures, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("IRDM_CACHE", str(tmp_path / "cache"))
+    few = write_pictures(tmp_path / "few", 48, 0)
+    real = write_pictures(tmp_path / "real", 120, 1)
+    for words, message in (
+        (["eval", few, "--against", real], "few holds 48 image(s); an evaluation needs at least 50"),
+        (["eval", real, "--against", few], "few has 24 train image(s); at least 50"),
+        (["eval", real, "--against", "nowhere"], "There is no nowhere"),
+        (["reference", "build", "x", "--train", real, "--val", real], "120 of the 120"),
+    ):
+        assert message in said(capsys, 1, *words)
+        assert "fitted" not in capsys.readouterr().out
+    assert "is compared with itself" in said(capsys, 2, "eval", real, "--against", real)
+    assert not (tmp_path / "cache").exists() and not (tmp_path / "references").exists()
 
 
 def test_evaluation_writes_numbers_and_a_page(judged):
