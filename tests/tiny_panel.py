@@ -17,8 +17,7 @@ import torch
 from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
-from irdm.encoders.panel import PANEL
-from irdm.encoders.weights import Weights
+from irdm.encoders.panel import PANEL, entries
 
 VIT = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 TIMM = {
@@ -31,13 +30,15 @@ TIMM = {
     "aimv2_huge": (28, 32, VIT),
     "dinov2": (28, 32, VIT),
     "siglip_v1": (28, 32, VIT),
+    "dinov2_224": (28, 32, VIT),
+    "clip_336": (28, 768, VIT),
     "cradiov3_l": (32, 96, VIT | {"pos_embed_grid_size": (8, 8)}),
 }  # name: (resolution, dim, arguments)
 
 
 def tiny(name: str):
     """The entry, shrunk; nothing is written."""
-    entry = PANEL[name]
+    (entry,) = entries([name])
     source = replace(entry.weights, files=tuple(replace(file, sha256=None) for file in entry.weights.files))
     if name in TIMM:
         resolution, dim, arguments = TIMM[name]
@@ -46,6 +47,7 @@ def tiny(name: str):
         return replace(entry, weights=source, resolution=resolution, dim=dim, arguments=arguments)
     resolution, dim, arguments = {
         "inception": (75, 2048, {}),
+        "inception_logits": (75, 1008, {}),
         "webssl_dino_1b": (28, 32, {}),
         "flux_vae": (64, 64, {}),
         "dreamsim": (32, 32 + 2 * 16, {"embed_dim": 32, "depth": 12, "num_heads": 2, "img_size": [32]}),
@@ -55,14 +57,22 @@ def tiny(name: str):
 
 def write_tiny(name: str, folder: Path):
     """The entry, shrunk, with its weights in `folder/name` and their sha256 recorded by `fetch`."""
-    entry, place = tiny(name), folder / name
-    place.mkdir(parents=True, exist_ok=True)
+    entry = tiny(name)
+    place = folder / (entry.shares or name)
+    if place.exists():  # written for the encoder that it shares them with
+        return entry
+    place.mkdir(parents=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(len(name) + 1000 * len(entry.model))
-        {"timm": _timm, "inception": _inception, "transformers": _webssl, "vae": _vae, "dreamsim": _dreamsim}[
-            entry.family
-        ](entry, place)
-    Weights(name, entry.weights, folder).fetch()
+        {
+            "timm": _timm,
+            "dinov2": _timm,
+            "inception": _inception,
+            "transformers": _webssl,
+            "vae": _vae,
+            "dreamsim": _dreamsim,
+        }[entry.family](entry, place)
+    entry.located(folder).fetch()
     return entry
 
 
@@ -85,6 +95,8 @@ def _timm(entry, place: Path):
     if entry.name == "clip":  # as published: OpenAI's names, both towers, and another grid of positions
         state = openai_names(shake(timm_model(entry, img_size=56)).state_dict())
         torch.save(state | {"logit_scale": torch.ones(()), "token_embedding.weight": torch.ones(3, 4)}, place / FILE)
+    elif entry.model.endswith("dinov2.lvd142m"):  # as published: a larger grid of positions
+        save_file(shake(timm_model(entry, img_size=56)).state_dict(), place / "model.safetensors")
     else:
         save_file(shake(timm_model(entry)).state_dict(), place / "model.safetensors")
 

@@ -25,7 +25,7 @@ from irdm.encoders import PanelBatteryConfig  # noqa: E402
 from irdm.encoders import panel as panel_module  # noqa: E402
 from irdm.encoders.base import encoder_identity  # noqa: E402
 from irdm.encoders.families import RESIZES, DreamSim, LatentPatches, TimmFeatures, load_encoder  # noqa: E402
-from irdm.encoders.panel import PANEL, fingerprint  # noqa: E402
+from irdm.encoders.panel import METRICS_ONLY, PANEL, fingerprint  # noqa: E402
 
 TIMM = [name for name, entry in PANEL.items() if entry.family == "timm"]
 
@@ -459,4 +459,4 @@ class _Nothing(SimpleNamespace):
 
 
 def test_tiny_panel_covers_the_whole_panel():
-    assert all(math.prod((tiny(name).dim, tiny(name).resolution)) for name in PANEL)
+    assert all(math.prod((tiny(name).dim, tiny(name).resolution)) for name in [*PANEL, *METRICS_ONLY])
