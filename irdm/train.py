@@ -25,6 +25,7 @@ from irdm.build import (
 from irdm.checkpoint import Progress, load_latest, load_optimizer, optimizer_tensors, restore, save_checkpoint
 from irdm.conditions import draw
 from irdm.controller import Controller
+from irdm.data.checks import check_real
 from irdm.distributed import Ranks
 from irdm.ema import EMA
 from irdm.evaluation import QuickCheck, Result, check_held_out
@@ -37,6 +38,7 @@ from irdm.objective import Objective
 from irdm.ops.sampling import normal_rows, seed_for
 from irdm.presets import RunConfig
 from irdm.process import interruptible, keep_freed_memory
+from irdm.reference.fit import MIN_FLOOR_ROWS
 from irdm.run import check_record, claim_run, record_of, write_record
 
 
@@ -67,6 +69,9 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> Result |
             begun = any((out / "checkpoints").glob("step-*"))
             generator = build_generator(config, dataset.image_shape, conditions.spec, restored=begun).to(device)
             prebuilt = open_run_reference(config, dataset, device)
+            if prebuilt is None and ranks.is_main:
+                for note in check_real(dataset, fewest=MIN_FLOOR_ROWS, progress=say):
+                    say(note)
         with ranks.together():
             if ranks.is_main:
                 claim_run(out, config)

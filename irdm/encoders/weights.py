@@ -195,7 +195,7 @@ class Weights:
         target.parent.mkdir(parents=True, exist_ok=True)
         url, repo = file.url, self.source.repo
         if url:
-            self._online(lambda hub: torch.hub.download_url_to_file(url, str(target), progress=False))
+            self._online(lambda hub: torch.hub.download_url_to_file(url, str(target), progress=True))
         else:
             # Forced, because a damaged file would count as fetched.
             place = {"revision": revision, "local_dir": self.folder, "force_download": True}

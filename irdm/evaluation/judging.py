@@ -44,12 +44,11 @@ def judge(
     device = next(iter(generated.features.values()))[0:1].device if device is None else torch.device(device)
     generated, real = generated.to(device), real.to(device)
     scores: dict[str, Score] = {}
-    for name, metric in METRICS.items():
-        if only is not None and name not in only:
-            continue
+    names = [name for name in METRICS if only is None or name in only]
+    for number, name in enumerate(names, 1):
         if progress:
-            progress(f"judging: {name}")
-        found = metric(generated, real, config or EvaluationConfig())
+            progress(f"judging: {name} ({number} of {len(names)})")
+        found = METRICS[name](generated, real, config or EvaluationConfig())
         assert not found.keys() & scores.keys(), f"{name} gives scores of another metric: {sorted(found)}"
         scores |= found
     return scores
