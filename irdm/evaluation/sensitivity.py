@@ -32,11 +32,14 @@ from irdm.data.base import Dataset, Split
 from irdm.evaluation.defects import DEFECTS, Damaged
 from irdm.evaluation.embedding import embed
 from irdm.evaluation.judging import judge
-from irdm.evaluation.witnesses import ALPHA, witnesses
+from irdm.evaluation.witnesses import ALPHA, WITNESSES, witnesses
 from irdm.files import hash_of, read_manifest, write_manifest
 from irdm.metrics.base import EvaluationConfig
+from irdm.metrics.intervals import chance as chance_of
+from irdm.metrics.ratio import FREEDOM
 from irdm.metrics.score import Score
-from irdm.metrics.tables import Real, row_order
+from irdm.metrics.sliced_wasserstein import WhitenedDistance
+from irdm.metrics.tables import Real, Table, row_order
 from irdm.progress import Meter, Say
 
 LADDER = "ladder.json"
@@ -51,7 +54,7 @@ FEWEST = 50
 DISTANCE = "whitened_ratio"
 """The score whose encoders place a set on the ladder."""
 
-ASKED = ("whitened_ratio", "manifold", "memorisation")
+ASKED = ("whitened_ratio", "manifold", "memorisation", "duplicates")
 """The metrics that witnesses ask: a rung is judged by these."""
 
 DIRECTIONS, RESAMPLES = 256, 32  # of a rung: the ladder judges some thirty sets
@@ -78,9 +81,9 @@ class Rung(Config):
     excess: dict[str, float]
     """D^2 by encoder."""
     scores: dict[str, dict[str, Cost]]
-    """By score, then by encoder and by mean, held_in and held_out."""
+    """By score, then by encoder and by mean, held_in and held_out. Of a level that need not be seen, the distance."""
     seen: tuple[str, ...] | None
-    """The witnesses that object. None where not all encoders of the ladder are used."""
+    """The witnesses that object; the distance is asked first. None where not all encoders of the ladder are used."""
 
     @property
     def stated(self) -> bool:
@@ -185,6 +188,7 @@ def measure(
     config: EvaluationConfig,
     *,
     device: str | torch.device = "cpu",
+    thorough: bool = False,
     kept: Path | None = None,
     progress: Say | None = None,
 ) -> Sensitivity | None:
@@ -196,10 +200,11 @@ def measure(
         real: their features, in the order of `row_order`.
         config: how to judge.
         device: where to compute.
+        thorough: ask every witness of a level that must be seen, also where the distance sees it.
         kept: a file that keeps the ladder; one of the same identity is read.
         progress: receives a line of text now and then.
     """
-    if not (count := ladder_rows(config.ladder, len(real.val))):
+    if not (count := ladder_rows(min(config.ladder, config.rows), len(real.val))):
         return None
     settings = config.model_copy(
         update={
@@ -207,35 +212,49 @@ def measure(
             "resamples": min(config.resamples, RESAMPLES),
         }
     )
-    identity = hash_of([CODE_VERSION, real.identity, count, settings.identity()])
+    identity = hash_of([CODE_VERSION, real.identity, count, thorough, settings.identity()])
     if kept is not None and (found := read_sensitivity(kept)) is not None and found.of == identity:
         return found
-    stage = _stage(dataset, real, count, settings.seed)
+    stage = _stage(dataset, real.to(torch.device(device)), count, settings.seed)
+    count = len(stage.judged)
 
-    def judged(images: Split) -> dict[str, Score]:
-        table = embed(images, encoders, micro_batch=settings.micro_batch, device=device)
+    def embedded(images: Split) -> Table:
+        return embed(images, encoders, micro_batch=settings.micro_batch, device=device)
+
+    def asked(table: Table) -> dict[str, Score]:
         return judge(table, stage.real, settings, only=ASKED, device=device)
 
-    clean = judged(stage.judged)[DISTANCE]
-    by_chance = excess(clean)  # of the images before they are damaged
+    table = embedded(stage.judged)
+    clean, distance = asked(table)[DISTANCE], WhitenedDistance(table, stage.real, settings)
+    chance = distance(table)  # of the images before they are damaged
     rungs, damaged = [], list(_damaged(stage, settings.seed))
     meter = Meter("what the scores see", len(damaged), "defects", progress)
     for name, level, images in damaged:
-        scores = judged(images)
-        meter()
+        table, defect = embedded(images), DEFECTS[name]
+        distances = distance(table)
+        far = {e: value**2 - chance[e] ** 2 for e, value in distances.items()}
+        scores = {DISTANCE: _costs_of(distances, clean)}
+        seen = _by_distance(scores[DISTANCE])
+        if len(table) != count or (level == defect.stated and (thorough or not seen)):
+            found = asked(table)
+            scores = {score: _costs(one) for score, one in found.items()}
+            seen = tuple(one.name for one in witnesses(found) if one.objects)
+            if len(table) != count:  # a distance depends on their number
+                far = {e: value - excess(clean)[e] for e, value in excess(found[DISTANCE]).items()}
         rungs.append(
             Rung(
                 defect=name,
                 level=level,
-                says=DEFECTS[name].at(level),
-                excess={e: _brief(value - by_chance[e]) for e, value in excess(scores[DISTANCE]).items()},
-                scores={score: _costs(found) for score, found in scores.items()},
-                seen=tuple(one.name for one in witnesses(scores) if one.objects),
+                says=defect.at(level),
+                excess={e: _brief(value) for e, value in far.items()},
+                scores=scores,
+                seen=seen,
             )
         )
+        meter()
     found = Sensitivity(
         of=identity,
-        rows=len(stage.judged),
+        rows=count,
         held_out=real.held_out,
         real={name: part.notes["real_distance"] for name, part in clean.encoders.items()},
         rungs=tuple(rungs),
@@ -275,6 +294,23 @@ def _damaged(stage: _Stage, seed: int) -> Iterator[tuple[str, float, Split]]:
             images = defect.apply(stage.judged, stage.train, level, seed)
             if images is not None:
                 yield name, level, images
+
+
+def _costs_of(distances: Mapping[str, float], clean: Score) -> dict[str, Cost]:
+    """The ratios of one draw and their chances, as `irdm.metrics.ratio` has them, from what it found of real ones."""
+    found, error = {}, math.sqrt(1 + 1 / clean.notes["real_draws"])
+    for name, distance in distances.items():
+        notes = clean.encoders[name].notes
+        ratio = distance / notes["real_distance"]
+        p = chance_of(math.log(ratio), notes["real_spread"] * error, FREEDOM, "lower")
+        found[name] = Cost(value=_brief(ratio), p=_brief(p))
+    return found
+
+
+def _by_distance(costs: Mapping[str, Cost]) -> tuple[str, ...]:
+    """Whether the distance would object even if all other witnesses were asked, and had no doubt."""
+    alarm = min(cost.p for cost in costs.values() if cost.p is not None)
+    return ("distance",) if alarm * len(costs) * len(WITNESSES) <= ALPHA else ()
 
 
 def _costs(score: Score) -> dict[str, Cost]:

@@ -255,7 +255,9 @@ class _Job:
             seed=config.seed, table_rows=config.table_rows, ladder=config.ladder, micro_batch=micro_batch
         )
         encoders = dict(self.battery.encoders.items())
-        ladder = measure(self.dataset, encoders, found.real(), settings, device=self.device, progress=say)
+        ladder = measure(
+            self.dataset, encoders, found.real(), settings, device=self.device, thorough=True, progress=say
+        )
         assert ladder is not None
         with sealed_folder(self.path / LADDER, {"of": self.address}) as (folder, record):
             write_sensitivity(folder / LADDER_FILE, ladder)
