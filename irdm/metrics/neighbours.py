@@ -48,7 +48,7 @@ def nearest_neighbours(
             distance, numbers = torch.cat([best, distance], 1), torch.cat([index, numbers.expand(len(block), -1)], 1)
             best, where = distance.topk(k, dim=1, largest=False)
             index = numbers.gather(1, where)
-        found = references[index.flatten()].to(block).unflatten(0, index.shape)
+        found = torch.stack([references[column].to(block) for column in index.T], 1)
         exact, order = (block[:, None] - found).norm(dim=2).sort(dim=1, stable=True)
         distances.append(exact.cpu())
         indices.append(index.gather(1, order).cpu())

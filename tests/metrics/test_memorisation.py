@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import scipy.stats
 import torch
 from metrics.tables import gaussian, numbers, real_side, stored, table
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+from sklearn.datasets import load_digits, load_sample_images
 from sklearn.metrics import pairwise_distances
 from sklearn.neighbors import NearestNeighbors
 
-from irdm.metrics import EvaluationConfig
-from irdm.metrics.memorisation import memorisation
+from irdm.conditions import Unconditional
+from irdm.metrics import EvaluationConfig, Table
+from irdm.metrics.copies import excess
+from irdm.metrics.memorisation import _permuted, memorisation
 from irdm.metrics.neighbours import nearest_neighbours
 
 TRAIN, FRESH = gaussian(600, 0), gaussian(200, 1)
@@ -59,9 +66,6 @@ def test_agrees_with_the_definitions():
     assert found["closeness"].mean.value == pytest.approx(expected, abs=1e-4)
     assert found["authenticity"].mean.value == pytest.approx(authentic.mean())
     usual = np.sort(real)[(len(real) - 1) // 2]
-    near = to_train.min(1) < 0.1 * usual
-    assert 10 <= near.sum() < 40 and found["copies"].mean.value == pytest.approx(near.mean())
-    assert found["copies"].mean.control == 0
     median = np.sort(to_train.min(1))[(130 - 1) // 2]
     assert found["nearest_neighbour_ratio"].mean.value == pytest.approx(median / usual, rel=1e-5)
     sizes = [found["closeness"].notes[key] for key in ("rows", "train_rows", "fresh_rows")]
@@ -72,20 +76,25 @@ def test_fresh_rows_look_fresh_and_copies_do_not():
     fresh = scores(gaussian(200, 3))
     closeness, authenticity = fresh["closeness"].mean, fresh["authenticity"].mean
     assert 0.42 < closeness.value < 0.58
-    assert closeness.control == 0.5
+    assert closeness.control != 0.5 and abs(closeness.control - 0.5) < 3 * closeness.control_error < 0.3
+    assert min(fresh[name].mean.p_real for name in fresh) > 0.05
     assert abs(authenticity.value - authenticity.control) < 0.1
     assert fresh["nearest_neighbour_ratio"].mean.value == pytest.approx(1, abs=0.1)
     copies = scores({name: rows[:100] for name, rows in TRAIN.items()})
-    assert [copies[name].mean.value for name in copies] == [1, 0, 1, 0]
+    values = {name: score.mean.value for name, score in copies.items()}
+    assert values.pop("near_copies") > 0.95
+    assert values == {"closeness": 1, "authenticity": 0, "nearest_neighbour_ratio": 0}
+    assert max(score.mean.p_real for score in copies.values()) < 1e-9
     near = {name: rows[:200] + 0.05 * torch.randn(200, rows.shape[1]) for name, rows in TRAIN.items()}
     noisy = scores(near)
     assert noisy["closeness"].mean.ci95[0] > 0.9
     assert noisy["authenticity"].mean.ci95[1] < 0.1
-    assert fresh["copies"].mean.value == 0 == fresh["copies"].mean.ci95[0]
+    assert fresh["near_copies"].mean.value < 0.05 and fresh["near_copies"].mean.ci95[0] == 0
     mixed = {name: torch.cat([rows[:60], gaussian(140, 4)[name]]) for name, rows in TRAIN.items()}
     partly = scores(mixed)
     assert partly["closeness"].mean.ci95[0] > 0.55
-    assert partly["copies"].mean.value == pytest.approx(0.3) and partly["copies"].mean.ci95[0] > 0.2
+    found = partly["near_copies"].mean
+    assert found.value == pytest.approx(0.3, abs=0.02) and found.ci95[0] > 0.2 and found.p_real < 1e-9
     far = scores(gaussian(200, 3, 5.0))
     assert far["closeness"].mean.value < 0.01
     assert far["authenticity"].mean.value > 0.99
@@ -113,3 +122,128 @@ def test_a_store_larger_than_memory_gives_the_same_numbers(monkeypatch):
 def test_held_out_images_that_are_training_images_are_refused():
     with pytest.raises(ValueError, match="Encoder 'a': half of the fresh real images are also train images"):
         scores(gaussian(50, 3), TRAIN, {name: rows[:100] for name, rows in TRAIN.items()})
+
+
+# --- near copies ------------------------------------------------------------------------------------------------------
+
+
+def digits(seed=0):
+    """train, judged and val of scikit-learn's digits, uint8 [n, 1, 8, 8]; none twice."""
+    images = np.unique(load_digits().images.astype(np.uint8) * 15, axis=0)
+    order = np.random.default_rng(seed).permutation(len(images))
+    return torch.from_numpy(images[order])[:, None].split([697, 500, len(images) - 1197])
+
+
+def crops(seed=0, train=1000, judged=500, val=700, side=32):
+    """The same of colour crops of two photographs, half of them mirrored, of unlike brightness."""
+    draw, photos, found = np.random.default_rng(seed), load_sample_images().images, []
+    for _ in range(train + judged + val):
+        photo = photos[draw.integers(2)]
+        y, x = draw.integers(photo.shape[0] - side), draw.integers(photo.shape[1] - side)
+        crop = photo[y : y + side, x : x + side] * draw.uniform(0.5, 1.0)
+        found.append(np.round(crop[:, ::-1] if draw.random() < 0.5 else crop).astype(np.uint8).transpose(2, 0, 1))
+    return torch.from_numpy(np.stack(found)).split([train, judged, val])
+
+
+def grey(seed=0):
+    """The same of grey crops of 28 x 28."""
+    return tuple(part[:, :1, 2:30, 2:30].contiguous() for part in crops(seed + 10))
+
+
+def saved(pictures, quality=75):
+    found = []
+    for picture in pictures.permute(0, 2, 3, 1).numpy():
+        file = io.BytesIO()
+        Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture).save(file, "JPEG", quality=quality)
+        found.append(np.asarray(Image.open(file)).reshape(picture.shape))
+    return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2)
+
+
+def blurred(pictures, sigma=0.5):
+    return torch.from_numpy(
+        gaussian_filter(pictures.numpy().astype(float), (0, 0, sigma, sigma)).round().astype(np.uint8)
+    )
+
+
+CHANGES = {
+    "saved as JPEG 75": saved,
+    "5% darker": lambda pictures: (pictures * 0.95).round().to(torch.uint8),
+    "blurred": blurred,
+    "moved": lambda pictures: torch.cat([pictures[..., :1], pictures[..., :-1]], 3),
+    "mirrored": lambda pictures: pictures.flip(3),
+}
+
+
+def near_copies(train, judged, val):
+    """The score from thumbnails; the one encoder knows nothing."""
+    sides = [
+        Table({"noise": torch.randn(len(part), 4)}, Unconditional(len(part)), thumbnails=part)
+        for part in (judged, train, val)
+    ]
+    return memorisation(sides[0], real_side(*sides[1:]), EvaluationConfig())["near_copies"]
+
+
+@pytest.mark.parametrize("images", [digits, grey, crops], ids=["digits", "grey 28", "colour crops 32"])
+def test_one_near_copy_in_twenty_is_found_and_fresh_images_are_not_accused(images):
+    torch.manual_seed(0)
+    train, judged, val = images()
+    fresh = near_copies(train, judged, val)
+    assert fresh.mean.p_real > 0.05 and fresh.mean.value < 0.03
+    share = len(judged) // 20
+    for name, change in CHANGES.items():
+        mixed = torch.cat([change(train[-share:]), judged[share:]])
+        found = near_copies(train, mixed, val)
+        assert found.mean.p_real < 0.05 and found.encoders["thumbnails"].p_real < 0.005, name
+        assert found.mean.notes["encoder"] == "thumbnails" and 0.015 < found.mean.value < 0.07, name
+        shown = found.mean.notes["closest"]
+        assert sum(row < share and near == len(train) - share + row for row, near, *_ in shown) >= 5, name
+
+
+def test_the_test_is_hypergeometric_and_fresh_images_fail_it_as_often_as_stated():
+    draw = torch.Generator().manual_seed(0)
+    judged, fresh = torch.rand(300, generator=draw).double(), torch.rand(500, generator=draw).double()
+    judged[:12] /= 100
+    found = excess(judged, fresh)
+    limit = torch.cat([judged, fresh]).sort().values[15]  # the third level: 2% of 800
+    ours, theirs = (judged <= limit).sum().item(), (fresh <= limit).sum().item()
+    _, expected = scipy.stats.fisher_exact([[ours, 300 - ours], [theirs, 500 - theirs]], "greater")
+    assert found.limit == limit and found.chance == pytest.approx(5 * expected)
+    assert found.excess == pytest.approx(ours / 300 - theirs / 500)
+    chances = np.array(
+        [
+            excess(torch.rand(400, generator=draw).double(), torch.rand(700, generator=draw).double()).chance
+            for _ in range(500)
+        ]
+    )
+    assert 0.005 < (chances < 0.05).mean() < 0.055 and (chances < 0.01).mean() < 0.016
+
+
+def test_chances_are_those_of_rank_tests():
+    judged, fresh = gaussian(150, 5, 0.1), gaussian(200, 6)
+    found = scores(judged, fresh=fresh)
+    for name in judged:
+        ours, theirs = (nearest_neighbours(side[name], TRAIN[name])[0][:, 0].double() for side in (judged, fresh))
+        expected = scipy.stats.mannwhitneyu(ours, theirs, use_continuity=False, method="asymptotic").pvalue
+        assert found["closeness"].encoders[name].p_real == pytest.approx(expected, rel=0.02)
+        above = np.array([(side > np.median(torch.cat([ours, theirs]))).sum() for side in (ours, theirs)])
+        expected = scipy.stats.chi2_contingency([above, [150, 200] - above], correction=False).pvalue
+        assert found["nearest_neighbour_ratio"].encoders[name].p_real == pytest.approx(expected, rel=0.05)
+
+
+def test_fresh_images_are_accused_as_often_as_stated_under_two_encoders_that_see_nearly_the_same():
+    draw = torch.Generator().manual_seed(0)
+    chances = []
+    for _ in range(400):
+        ours, theirs = torch.randn(60, generator=draw).double(), torch.randn(90, generator=draw).double()
+        seen = [(side + 0.3 * torch.randn(len(side), generator=draw)) for side in (ours, theirs)]
+        chances.append(_permuted((ours + seen[0]) / 2, (theirs + seen[1]) / 2))
+    assert 0.03 < (np.array(chances) < 0.05).mean() < 0.075
+
+
+def test_copies_of_crowded_places_are_not_excused_nor_lonely_images_accused():
+    """A set of other classes, or of smooth images that all lie close together, is not a set of copies."""
+    torch.manual_seed(0)
+    wide, tight = torch.randn(400, 6), 0.05 * torch.randn(400, 6) + 8
+    train, val = torch.cat([wide[:300], tight[:300]]), torch.cat([wide[300:], tight[300:]])
+    crowded = scores({"a": 0.05 * torch.randn(150, 6) + 8}, {"a": train}, {"a": val})
+    assert crowded["closeness"].mean.value > 0.7 and crowded["near_copies"].mean.p_real > 0.05
