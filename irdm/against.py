@@ -304,8 +304,8 @@ def run_of_images(
 ) -> RunConfig:
     """The run whose real side some images are; without `val` a third of them is held out, half when they only judge.
 
-    `names` are the encoders: none or `local` for the local battery, `panel` or `literature` for pretrained ones, or some
-    of either kind. Raises UsageError for other names.
+    `names` are the encoders: none or `local` for the local battery, `panel` or `literature` for pretrained ones, or
+    some of either kind. Raises UsageError for other names.
     """
     names, local, pretrained = expanded(names), LocalBatteryConfig(), PanelBatteryConfig()
     pretrained = PanelBatteryConfig(held_out=(*pretrained.held_out, *METRICS_ONLY))

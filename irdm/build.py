@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -96,17 +97,24 @@ def build_training(
     progress: Callable[[str], None],
 ) -> Reference:
     """The distances and floors of the encoders that train: fitted in memory, or those of the run's reference."""
-    options = {"joint": config.joint, "rollout": config.rollout, "seed": config.seed}
+    options: Any = {"joint": config.joint, "rollout": config.rollout, "seed": config.seed, "progress": progress}
     if reference is not None:
         return reference.training(battery.held_in, config.distance, **options)
     encoders = {name: battery.encoders[name] for name in battery.held_in}
     sides = [
-        embed(split, encoders, micro_batch=config.micro_batch or config.rollout, device=device, ranks=ranks)
+        embed(
+            split,
+            encoders,
+            micro_batch=config.micro_batch or config.rollout,
+            device=device,
+            ranks=ranks,
+            progress=progress,
+        )
         for split in (dataset.train, dataset.val)
     ]
     conditions = (dataset.train.conditions, dataset.val.conditions)
     train, val = (side.features for side in sides)
-    return fit_reference(config.distance, train, val, conditions, device=device, progress=progress, **options)
+    return fit_reference(config.distance, train, val, conditions, device=device, **options)
 
 
 def check_floors(config: RunConfig, held_out: int) -> None:

@@ -127,6 +127,8 @@ def build_reference(
     with ExitStack() as held:
         with ranks.together():
             if ranks.is_main:
+                if (path / PLAN).exists():
+                    say(f"comparing what is in {path} with its hashes")
                 finished = job.is_finished()
             if ranks.is_main and not finished:
                 held.enter_context(claimed(path, PLAN, plan, "reference"))

@@ -12,6 +12,7 @@ from irdm.distances import AnyDistance, Distance
 from irdm.evaluation.sensitivity import LADDER as LADDER_FILE
 from irdm.evaluation.sensitivity import Sensitivity, read_sensitivity
 from irdm.files import read_sealed, sealed_folder, write_tensors
+from irdm.progress import Say, silent
 from irdm.reference.fit import Reference, fit_reference
 from irdm.store.reference import LADDER, StoredReference
 
@@ -22,7 +23,14 @@ class OpenReference(StoredReference):
     """A finished reference, both halves."""
 
     def training(
-        self, names: Sequence[str], distance_config: AnyDistance, *, joint: bool, rollout: int, seed: int
+        self,
+        names: Sequence[str],
+        distance_config: AnyDistance,
+        *,
+        joint: bool,
+        rollout: int,
+        seed: int,
+        progress: Say = silent,
     ) -> Reference:
         """A distance of this configuration and its floor for each encoder named, on the reference's device.
 
@@ -34,6 +42,7 @@ class OpenReference(StoredReference):
             joint: match features together with their conditions.
             rollout: batch size of the floors.
             seed: of the fit.
+            progress: receives a line of text now and then.
 
         Raises:
             ValueError: for an encoder that the reference does not have, or a store that is missing or damaged.
@@ -55,6 +64,7 @@ class OpenReference(StoredReference):
             rollout=rollout,
             seed=seed,
             device=self.device,
+            progress=progress,
         )
 
     @property
