@@ -1,4 +1,4 @@
-"""`irdm encoders list | check | fetch`: the weights of the panel, and of PickScore."""
+"""`irdm encoders list | check | fetch`: the weights of the panel, of PickScore and of CLIPScore."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from irdm.commands import Command
 from irdm.config import Config
 from irdm.fields import UsageError, nearest
 from irdm.overrides import word
-
-PICKSCORE = "pickscore"
 
 
 class List(Config):
@@ -30,7 +28,7 @@ class Check(List):
 
 class Fetch(List):
     """Downloads what is missing or altered and records its sha256, also of files that were copied here by hand. Knows
-    pickscore too.
+    pickscore and clipscore too.
     """
 
 
@@ -68,13 +66,15 @@ def check(given: Check, command: str) -> int:
 def fetch(given: Fetch, command: str) -> int:
     """Bring the files here."""
     from irdm.encoders.tool import fetch_encoders
+    from irdm.metrics.clipscore import ClipScore
+    from irdm.metrics.pickscore import PickScore
 
-    names = known(tuple(name for name in given.names if name != PICKSCORE))
-    if PICKSCORE in given.names:
-        from irdm.metrics.pickscore import PickScore
-
-        PickScore.load(fetch=True)
-        print(f"{PICKSCORE}: in the hub's cache, at its pinned revision")
+    scorers = {scorer.folder: scorer for scorer in (PickScore, ClipScore)}
+    names = known(tuple(name for name in given.names if name not in scorers))
+    for name in given.names:
+        if name in scorers:
+            scorers[name].load(fetch=True)
+            print(f"{name}: in the hub's cache, at its pinned revision")
     if names or not given.names:
         fetch_encoders(names, given.weights, say=print)
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -18,6 +18,7 @@ from irdm.overrides import Options, others, override, word
 if TYPE_CHECKING:
     from irdm.data.image_source import ImageSource
     from irdm.evaluation import EvaluationConfig, Result
+    from irdm.metrics.text_scorer import TextScorer
 
 
 class Eval(Config):
@@ -52,8 +53,10 @@ class Eval(Config):
     count: Count | None = None
     """Images to draw from a run; unset, --evaluation.draws full draws."""
     prompts: Path | None = None
-    """Adds PickScore to a folder or an archive: a file of a line an image, in the order of the images' names, or of one
-    line with {class} in it."""
+    """What the images of a folder or an archive were asked for: a file of a line an image, in the order of the images'
+    names, or of one line with {class} in it. Adds what --prompt-scores names."""
+    prompt_scores: tuple[Literal["pickscore", "clipscore"], ...] = ("pickscore",)
+    """How images are compared with their prompts: pickscore, clipscore, or both."""
     device: Device = "auto"
     """Where to compute; auto takes CUDA when there is one."""
     fields: Options = others("evaluation.")
@@ -103,7 +106,7 @@ def run(given: Eval, command: str) -> int:
 
         result = evaluate_run(given.source, against, out, count=given.count, **shared)
     else:
-        result = _judge_source(given.source, against, out, given.prompts, **shared)
+        result = _judge_source(given, against, out, **shared)
     if result is not None:
         from irdm.commands.scores import score_table
 
@@ -131,10 +134,9 @@ def configured(given: Eval, like: Path) -> EvaluationConfig:
 
 
 def _judge_source(
-    path: Path,
+    given: Eval,
     against: Path | None,
     out: Path,
-    prompts_file: Path | None,
     *,
     names: tuple[str, ...] | None,
     weights: Path | None,
@@ -150,8 +152,8 @@ def _judge_source(
 
     ranks, device = shared["ranks"], shared["device"]
     with ranks.together():
-        source = open_source(path)
-        prompts = read_prompts(prompts_file, source) if prompts_file else None
+        source = open_source(given.source)
+        prompts = read_prompts(given.prompts, source) if given.prompts else None
         if ranks.is_main:
             check_judged(source, shared["progress"])
     real = open_real(against, None, names=names, weights=weights, size=size, **shared)
@@ -166,7 +168,7 @@ def _judge_source(
         pictures=real.pictures,
         ladder=real.ladder,
         prompts=prompts if ranks.is_main else None,
-        scorer=_scorer(weights, device) if prompts and ranks.is_main else None,
+        scorers=_scorers(given.prompt_scores, weights, device) if prompts and ranks.is_main else (),
         **shared,
     )
     if result is not None:
@@ -187,12 +189,17 @@ def read_prompts(path: Path, source: ImageSource) -> list[str]:
     return lines
 
 
-def _scorer(weights: Path | None, device: str) -> Any:
+def _scorers(names: tuple[str, ...], weights: Path | None, device: str) -> list[TextScorer]:
     from irdm.encoders.weights import weights_folder
+    from irdm.metrics.clipscore import ClipScore
     from irdm.metrics.pickscore import PickScore
 
-    local = weights_folder(weights) / "pickscore"
-    return PickScore.load(local if local.is_dir() else None, device=device)
+    chosen = [scorer for scorer in (PickScore, ClipScore) if scorer.folder in names]
+    places = [weights_folder(weights) / scorer.folder for scorer in chosen]
+    return [
+        scorer.load(place if place.is_dir() else None, device=device)
+        for scorer, place in zip(chosen, places, strict=True)
+    ]
 
 
 def _named(source: Path, reference: Path) -> Path:

@@ -24,9 +24,9 @@ from irdm.evaluation.result import RESULT, Result, evaluate_tables, write_result
 from irdm.evaluation.sensitivity import Sensitivity
 from irdm.files import locked, visible
 from irdm.metrics.base import EvaluationConfig
-from irdm.metrics.pickscore import PickScore, pickscore
 from irdm.metrics.score import Score
 from irdm.metrics.tables import Real, Table
+from irdm.metrics.text_scorer import TextScorer
 from irdm.progress import Say, silent
 from irdm.store import build_store
 
@@ -46,7 +46,7 @@ def evaluate_source(
     pictures: Split | Pictures,
     ladder: Callable[[], Sensitivity | None] = lambda: None,
     prompts: Sequence[str] | None = None,
-    scorer: PickScore | None = None,
+    scorers: Sequence[TextScorer] = (),
     device: str = "cpu",
     ranks: Ranks | None = None,
     command: str | None = None,
@@ -69,8 +69,8 @@ def evaluate_source(
         missing: encoders of the reference that are left out; every label then says "(partial)".
         pictures: held-out images to show beside the judged ones.
         ladder: gives that of the real side.
-        prompts: the text of each image, in the order of `source.names`, for PickScore.
-        scorer: what gives PickScores; needed with prompts.
+        prompts: the text of each image, in the order of `source.names`.
+        scorers: PickScore, CLIPScore or both; needed with prompts.
         device: where to compute.
         ranks: this process among its peers.
         command: what the user typed, for the report.
@@ -83,7 +83,7 @@ def evaluate_source(
     """
     began, say, ranks, out = time.monotonic(), progress or silent, ranks or Ranks(), Path(out)
     config = config or EvaluationConfig()
-    if prompts is not None and (scorer is None or len(prompts) != len(source)):
+    if prompts is not None and (not scorers or len(prompts) != len(source)):
         raise ValueError(f"Got {len(prompts)} prompts for {len(source)} images; give one an image, and a scorer.")
     split = pictures_like(source, image_shape)
     with ExitStack() as held:
@@ -119,10 +119,10 @@ def evaluate_source(
         whole = Table({name: store[name] for name in encoders}, store.conditions, split.resized, store.thumbnails)
         generated = whole.only(order)
         more: dict[str, Score] = {}
-        if prompts is not None and scorer is not None:
-            say("PickScore")
+        for scorer in scorers if prompts else ():
+            say(scorer.name)
             shown = (_picture(pixels) for pixels in source.decoded(range(len(source))))
-            more = pickscore(scorer.scores(shown, prompts, config.micro_batch), seed=config.seed)
+            more |= scorer.summary(scorer.scores(shown, prompts or (), config.micro_batch), seed=config.seed)
         result = evaluate_tables(
             generated,
             real,

@@ -241,11 +241,14 @@ def test_the_report_is_written_of_both_kinds(run, judged, capsys):
 
 
 def test_prompts_are_scored_by_the_pickscore_in_the_weights(there, run, pictures, tmp_path, capsys):
-    write_pickscore(tmp_path / "weights" / "pickscore")
+    for scorer in ("pickscore", "clipscore"):
+        write_pickscore(tmp_path / "weights" / scorer)
     (tmp_path / "prompts.txt").write_text("a photo of a {class}")
     words = ["eval", pictures / "fresh", "--against", "mine", "--panel", "pixels", "--out", tmp_path / "out", *JUDGED]
     words += ["--prompts", tmp_path / "prompts.txt", "--weights", tmp_path / "weights"]
+    words += ["--prompt-scores", "pickscore,clipscore"]
     done(*words)
+    assert 0 <= read_result(tmp_path / "out").scores["clipscore"].mean.value <= 100
     score = read_result(tmp_path / "out").scores["pickscore"]
     low, high = score.mean.ci95
     assert score.notes["rows"] == 128 and low < score.mean.value < high

@@ -174,10 +174,10 @@ class Brightness(PickScore):
 def test_prompts_add_a_pickscore_of_the_images_themselves(built, tmp_path):
     source = open_source(write_pictures(tmp_path / "images", 60, 7, side=12))
     prompts = ["x" * (i % 5) for i in range(60)]
-    result = judged(source, built, tmp_path / "out", prompts=prompts, scorer=Brightness())
+    result = judged(source, built, tmp_path / "out", prompts=prompts, scorers=[Brightness()])
     files = [tmp_path / "images" / name for name in source.names]
     expected = np.mean([np.asarray(Image.open(file)).mean() for file in files]) + 2
     assert result.scores["pickscore"].mean.value == pytest.approx(expected)
     assert result.protocol["prompts"] != judged(source, built, tmp_path / "plain").protocol["prompts"] is None
     with pytest.raises(ValueError, match="59 prompts for 60 images"):
-        judged(source, built, tmp_path / "more", prompts=prompts[1:], scorer=Brightness())
+        judged(source, built, tmp_path / "more", prompts=prompts[1:], scorers=[Brightness()])

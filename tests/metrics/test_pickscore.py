@@ -1,4 +1,4 @@
-"""PickScore on a tiny random CLIP and its processor, saved as the real ones are and loaded by the real path."""
+"""PickScore and CLIPScore on a tiny random CLIP and its processor, saved as the real ones are."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_pickscore import write_pickscore
 
+from irdm.metrics.clipscore import ClipScore
 from irdm.metrics.pickscore import PickScore, pickscore, win_rate
 
 PROMPTS = ["a photo of a cat", "a photo of a dog", "two green apples on a table in the sun"] * 4
@@ -117,3 +118,26 @@ def test_scores_that_do_not_pair_are_refused(unchecked):
         pickscore(scores[:7])
     with pytest.raises(ValueError, match="finite"):
         pickscore(scores + torch.nan)
+
+
+def test_clipscore_is_a_hundred_times_the_cosine_of_unit_embeddings(folder):
+    """As torchmetrics defines it; the logits of transformers are the same cosines on another scale."""
+    scorer, images = ClipScore.load(folder), pictures(len(PROMPTS))
+    inputs = scorer.processor(images=images, text=PROMPTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = scorer.model(**inputs).logits_per_image.diagonal() / scorer.model.logit_scale.exp()
+    found = scorer.scores(images, PROMPTS, 5)
+    torch.testing.assert_close(found, 100 * logits.double(), rtol=1e-4, atol=1e-3)
+    (score,) = scorer.summary(found).values()
+    assert score.mean.value == pytest.approx(max(100 * logits.mean().item(), 0), rel=1e-4, abs=1e-3)
+    assert (score.label, score.direction, score.mean.control) == ("CLIPScore", "higher", None)
+
+
+def test_a_clipscore_is_never_negative(folder):
+    score = ClipScore.load(folder).summary(torch.linspace(-3, -1, 20, dtype=torch.float64))["clipscore"].mean
+    assert (score.value, score.ci95) == (0, (0, 0))
+
+
+def test_each_scorer_says_what_is_missing_of_it(tmp_path):
+    with pytest.raises(ValueError, match=r"CLIPScore cannot be loaded[\s\S]*clipscore/model[\s\S]*fetch clipscore"):
+        ClipScore.load(tmp_path)
