@@ -13,14 +13,12 @@ from typing import Any
 
 import torch
 
-from irdm.build import build_battery, cache_dir
+from irdm.build import build_battery, reference_of
 from irdm.conditions import Conditions, draw
-from irdm.data import ImagesConfig, printable
+from irdm.data import printable
 from irdm.data.base import Shape, Split
-from irdm.data.checks import check_real
 from irdm.distributed import Ranks
-from irdm.encoders import AnyBattery, Battery, LocalBatteryConfig, PanelBatteryConfig
-from irdm.encoders.panel import GROUPS, METRICS_ONLY, expanded
+from irdm.encoders import Battery
 from irdm.evaluation import (
     EvaluationConfig,
     Real,
@@ -34,19 +32,16 @@ from irdm.evaluation import (
     write_samples,
 )
 from irdm.evaluation.sensitivity import LADDER, Sensitivity, measure
-from irdm.fields import UsageError, nearest, validate
-from irdm.files import MANIFEST, hash_of, locked
+from irdm.fields import UsageError
+from irdm.files import MANIFEST, locked
 from irdm.generate import Drawn
 from irdm.images import image_grid, save_png
 from irdm.metrics.tables import row_order
-from irdm.presets import RunConfig
+from irdm.presets import run_of_images
 from irdm.progress import Say, silent
-from irdm.reference import OpenReference, ReferenceConfig, build_reference, open_reference, plan_of
+from irdm.reference import open_reference
 from irdm.run import CONFIG, RESULT, LoadedRun, load_run
 from irdm.store.reference import PLAN
-
-LOCAL = "local"
-HELD_OUT = {True: 1 / 2, False: 1 / 3}  # share of some images that becomes val, of a reference (not) to judge alone
 
 
 def evaluate_run(
@@ -257,7 +252,7 @@ def open_real(
     assert path is not None, "a reference, a run or images"
     if of_images:
         run = run_of_images(path, names=names or (), size=size, weights=weights, judge_only=True)
-        opened = build_of(
+        opened = reference_of(
             run,
             printable(path.stem),
             None,
@@ -290,89 +285,6 @@ def open_real(
         opened.samples(),
         None,
         lambda: opened.ladder,
-    )
-
-
-def run_of_images(
-    train: Path,
-    val: Path | None = None,
-    *,
-    names: tuple[str, ...] = (),
-    size: int | None = None,
-    weights: Path | None = None,
-    judge_only: bool = False,
-) -> RunConfig:
-    """The run whose real side some images are; without `val` a third of them is held out, half when they only judge.
-
-    `names` are the encoders: none or `local` for the local battery, `panel` or `literature` for pretrained ones, or
-    some of either kind. Raises UsageError for other names.
-    """
-    names, local, pretrained = expanded(names), LocalBatteryConfig(), PanelBatteryConfig()
-    pretrained = PanelBatteryConfig(held_out=(*pretrained.held_out, *METRICS_ONLY))
-    ours = (*local.held_in, *local.held_out)
-    battery: AnyBattery = local
-    if names not in ((), (LOCAL,)):
-        if not set(names) - set(pretrained.names):
-            battery = pretrained.some(names, weights)
-        elif unknown := [name for name in names if name not in ours]:
-            known = [LOCAL, *GROUPS, *ours, *pretrained.names]
-            raise UsageError(f"--panel has no encoder '{unknown[0]}'{nearest(unknown[0], known)}")
-        else:
-            sides = ((name for name in side if name in names) for side in (local.held_in, local.held_out))
-            battery = LocalBatteryConfig(**dict(zip(("held_in", "held_out"), map(tuple, sides), strict=True)))
-    places: dict[str, Any] = {"train": train, "val": val}
-    if val is None:
-        places = {"path": train, "val_fraction": HELD_OUT[judge_only]}
-    colour = {"channels": 3} if battery.kind == "panel" else {}
-    data = validate(ImagesConfig, {**places, **colour, "size": size}, "--data.")
-    return RunConfig(data=data, battery=battery, rollout=5120, joint=False)
-
-
-def build_of(
-    run: RunConfig,
-    name: str,
-    out: Path | None,
-    *,
-    judge_only: bool,
-    micro_batch: int,
-    device: str,
-    ranks: Ranks,
-    command: str | None,
-    progress: Say,
-) -> OpenReference:
-    """The reference of the real side of a run in the directory `out`; None is irdm's cache, by what decides it.
-
-    Images are checked before any encoder is fitted (`irdm.data.checks`). Raises as `build_reference` does.
-    """
-    with ranks.together():
-        dataset = run.data.build()
-        if (place := getattr(run.data, "path", None)) is not None and run.data.kind == "images":
-            progress(
-                f"{place}: {len(dataset.train)} images are train and {len(dataset.val)} are held out as val, drawn at "
-                "random with every class in proportion"
-            )
-        if ranks.is_main:
-            check_real(dataset, progress=progress)
-    battery = ranks.main_first(lambda: run.battery.fit(dataset, cache_dir=cache_dir(), progress=progress))
-    asked = ReferenceConfig(
-        seed=run.seed, rollout=run.rollout, distance=run.distance, joint=run.joint, judge_only=judge_only
-    )
-    weights = getattr(run.battery, "weights", None)
-    if out is None:
-        out = cache_dir() / "references" / hash_of(plan_of(dataset, battery, asked, run.battery, weights))[:24]
-    return build_reference(
-        name,
-        dataset,
-        battery,
-        out,
-        asked,
-        battery_config=run.battery,
-        weights=weights,
-        micro_batch=micro_batch,
-        device=device,
-        ranks=ranks,
-        command=command,
-        progress=progress,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,24 @@ from torch import nn
 from irdm.conditions import ClassSpec, NoSpec
 from irdm.data import Dataset
 from irdm.data.base import Shape
+from irdm.data.checks import check_real
 from irdm.distributed import Ranks
 from irdm.encoders import Battery
 from irdm.evaluation import embed
+from irdm.files import hash_of
 from irdm.generators import Generator
 from irdm.ops.sampling import seed_for
 from irdm.presets import RunConfig
-from irdm.reference import OpenReference, Reference, fit_reference, open_reference
+from irdm.progress import Say
+from irdm.reference import (
+    OpenReference,
+    Reference,
+    ReferenceConfig,
+    build_reference,
+    fit_reference,
+    open_reference,
+    plan_of,
+)
 from irdm.reference.fit import MIN_FLOOR_ROWS, floor_is_known, floors_or_error
 
 
@@ -63,7 +74,7 @@ def build_optimizer(config: RunConfig, parameters: Iterable[nn.Parameter]) -> to
 
 
 def build_battery(
-    config: RunConfig, dataset: Dataset, reference: OpenReference | None, device: str, progress: Callable[[str], None]
+    config: RunConfig, dataset: Dataset, reference: OpenReference | None, device: str, progress: Say
 ) -> Battery:
     """The encoders of a run on the device: fitted, loaded, or those of its reference.
 
@@ -94,7 +105,7 @@ def build_training(
     reference: OpenReference | None,
     device: str,
     ranks: Ranks,
-    progress: Callable[[str], None],
+    progress: Say,
 ) -> Reference:
     """The distances and floors of the encoders that train: fitted in memory, or those of the run's reference."""
     options: Any = {"joint": config.joint, "rollout": config.rollout, "seed": config.seed, "progress": progress}
@@ -115,6 +126,54 @@ def build_training(
     conditions = (dataset.train.conditions, dataset.val.conditions)
     train, val = (side.features for side in sides)
     return fit_reference(config.distance, train, val, conditions, device=device, **options)
+
+
+def reference_of(
+    run: RunConfig,
+    name: str,
+    out: Path | None,
+    *,
+    judge_only: bool,
+    micro_batch: int,
+    device: str,
+    ranks: Ranks,
+    command: str | None,
+    progress: Say,
+) -> OpenReference:
+    """The reference of the real side of a run in the directory `out`; None is irdm's cache, by what decides it.
+
+    Images are checked before any encoder is fitted (`irdm.data.checks`). Raises as `build_reference` does.
+    """
+    with ranks.together():
+        dataset = run.data.build()
+        if (place := getattr(run.data, "path", None)) is not None and run.data.kind == "images":
+            progress(
+                f"{place}: {len(dataset.train)} images are train and {len(dataset.val)} are held out as val, drawn at "
+                "random with every class in proportion"
+            )
+        if ranks.is_main:
+            check_real(dataset, progress=progress)
+    battery = ranks.main_first(lambda: run.battery.fit(dataset, cache_dir=cache_dir(), progress=progress))
+    asked = ReferenceConfig(
+        seed=run.seed, rollout=run.rollout, distance=run.distance, joint=run.joint, judge_only=judge_only
+    )
+    weights = getattr(run.battery, "weights", None)
+    if out is None:
+        out = cache_dir() / "references" / hash_of(plan_of(dataset, battery, asked, run.battery, weights))[:24]
+    return build_reference(
+        name,
+        dataset,
+        battery,
+        out,
+        asked,
+        battery_config=run.battery,
+        weights=weights,
+        micro_batch=micro_batch,
+        device=device,
+        ranks=ranks,
+        command=command,
+        progress=progress,
+    )
 
 
 def check_floors(config: RunConfig, held_out: int) -> None:

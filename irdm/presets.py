@@ -14,11 +14,15 @@ from irdm.controller import ControllerConfig
 from irdm.data import AnyData, ArrayConfig, DigitsConfig, ImagesConfig
 from irdm.distances import AnyDistance, NystromMMDConfig
 from irdm.encoders import AnyBattery, LocalBatteryConfig, PanelBatteryConfig
+from irdm.encoders.panel import GROUPS, METRICS_ONLY, expanded
+from irdm.fields import UsageError, nearest, validate
 from irdm.generators import PMF_FAMILIES, AnyGenerator, MLPConfig
 from irdm.metrics import EvaluationConfig
 
 SMOKE_IMAGES = 120
 LR_ROLLOUT = 5120  # the rollout at which `lr` is quoted; the rate scales with the square root
+LOCAL = "local"
+HELD_OUT = {True: 1 / 2, False: 1 / 3}  # share of some images that becomes val, of a reference (not) to judge alone
 
 
 class RunConfig(Config):
@@ -180,6 +184,41 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
     "images": images,
     "imagenet": imagenet,
 }
+
+
+def run_of_images(
+    train: Path,
+    val: Path | None = None,
+    *,
+    names: tuple[str, ...] = (),
+    size: int | None = None,
+    weights: Path | None = None,
+    judge_only: bool = False,
+) -> RunConfig:
+    """The run whose real side some images are; without `val` a third of them is held out, half when they only judge.
+
+    `names` are the encoders: none or `local` for the local battery, `panel` or `literature` for pretrained ones, or
+    some of either kind. Raises UsageError for other names.
+    """
+    names, local, pretrained = expanded(names), LocalBatteryConfig(), PanelBatteryConfig()
+    pretrained = PanelBatteryConfig(held_out=(*pretrained.held_out, *METRICS_ONLY))
+    ours = (*local.held_in, *local.held_out)
+    battery: AnyBattery = local
+    if names not in ((), (LOCAL,)):
+        if not set(names) - set(pretrained.names):
+            battery = pretrained.some(names, weights)
+        elif unknown := [name for name in names if name not in ours]:
+            known = [LOCAL, *GROUPS, *ours, *pretrained.names]
+            raise UsageError(f"--panel has no encoder '{unknown[0]}'{nearest(unknown[0], known)}")
+        else:
+            held_in, held_out = (tuple(n for n in side if n in names) for side in (local.held_in, local.held_out))
+            battery = LocalBatteryConfig(held_in=held_in, held_out=held_out)
+    places: dict[str, Any] = {"train": train, "val": val}
+    if val is None:
+        places = {"path": train, "val_fraction": HELD_OUT[judge_only]}
+    colour = {"channels": 3} if battery.kind == "panel" else {}
+    data = validate(ImagesConfig, {**places, **colour, "size": size}, "--data.")
+    return RunConfig(data=data, battery=battery, rollout=LR_ROLLOUT, joint=False)
 
 
 def limited(config: RunConfig, images: int) -> RunConfig:

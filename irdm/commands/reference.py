@@ -94,8 +94,7 @@ def show(given: Show, command: str) -> int:
 
 def build(given: Build, command: str) -> int:
     """Open the images, fit or load the encoders, build the rest."""
-    from irdm.against import build_of
-    from irdm.build import resolve_device
+    from irdm.build import reference_of, resolve_device
     from irdm.distributed import Ranks
     from irdm.progress import silent
 
@@ -104,7 +103,7 @@ def build(given: Build, command: str) -> int:
     ranks = Ranks.start(device)
     say = partial(print, flush=True) if ranks.is_main else silent
     out = given.out or REFERENCES / given.name
-    reference = build_of(
+    reference = reference_of(
         config,
         given.name,
         out,
@@ -130,7 +129,7 @@ def configured(given: Build) -> RunConfig:
     if given.preset is None:
         if given.train is None:
             raise UsageError("--train is missing: give --train SOURCE, real images, or --preset PRESET")
-        from irdm.against import run_of_images
+        from irdm.presets import run_of_images
 
         base = run_of_images(given.train, given.val, names=given.panel, judge_only=given.judge_only)
         seeds = ("seed", "battery.seed")
