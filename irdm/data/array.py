@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from irdm.data.base import Dataset, SplitConfig, TensorSplit, shared, split_rows
+from irdm.data.base import Dataset, SplitConfig, TensorSplit, shared, split_rows, unshared
 from irdm.data.image_source import printable
 from irdm.data.images import Pictures
 from irdm.data.numpy_file import ArraySource
@@ -25,8 +25,8 @@ class ArrayConfig(SplitConfig):
     def build(self) -> Dataset:
         """The images [n, c, h, w], in memory, split. Without labels, or with one class, there is no condition.
 
-        Raises ValueError for a file, shape, range, NaN or label that does not fit, naming what was found, and when at
-        least half of the held-out images are also training images.
+        Raises ValueError for a file, shape, range, NaN or label that does not fit, naming what was found, and when
+        held-out images are also training images (`irdm.data.base.shared`).
         """
         if self.path.is_dir():
             raise ValueError(
@@ -48,5 +48,7 @@ class ArrayConfig(SplitConfig):
             )
             for part, rows in split_rows(name, source.conditions, self).items()
         }
+        if self.drop_shared:
+            parts["val"] = parts["val"].only(unshared(**parts))
         shared(**parts)
         return Dataset(name, **parts)

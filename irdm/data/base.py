@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,6 +21,7 @@ from irdm.config import Config
 from irdm.progress import Say
 
 Shape = tuple[int, int, int]
+NAMED = 5  # images of one message
 
 
 class Split(ABC):
@@ -48,6 +49,10 @@ class Split(ABC):
     def look(self, progress: Say | None = None) -> None:  # noqa: B027 (most have nothing to look for)
         """Read every image once, of those that lie in files. Raises ValueError naming each that cannot be used."""
 
+    def called(self, rows: Iterable[int]) -> list[str]:
+        """What some images are called, for messages."""
+        return [f"image {row}" for row in rows]
+
     @cached_property
     def digests(self) -> list[bytes]:
         """sha256 of each image, in order: what `shared` compares."""
@@ -72,6 +77,10 @@ class TensorSplit(Split):
         _, c, h, w = images.shape
         self.name, self.conditions, self.image_shape = name, conditions, (c, h, w)
         self.images = images  # type: ignore[misc]  # in place of the cached property
+
+    def only(self, rows: Int64[Tensor, " k"]) -> TensorSplit:
+        """Some of the images."""
+        return TensorSplit(self.images[rows], self.conditions[rows], self.name)
 
     def read(self, rows: Int64[Tensor, " k"]) -> Float32[Tensor, "k c h w"]:
         return self.images[rows]
@@ -101,19 +110,30 @@ class Dataset:
         return hashlib.sha256(f"{self.train.fingerprint} {self.val.fingerprint}".encode()).hexdigest()
 
 
+NATURAL = 0.01  # share of held-out images that are also training images, up to which that is a repeat as any
+
+
 def shared(train: Split, val: Split) -> int:
     """How many images of `val` are also in `train`, by their content.
 
-    Raises ValueError when at least half are: nothing held out could tell learning from copying.
+    Raises ValueError, with the names of some, for more than one in a hundred (and more than one): what is held out must
+    show what no generator has seen, or copying passes for learning.
     """
-    known = set(train.digests)
-    copies = sum(digest in known for digest in val.digests)
-    if 2 * copies >= len(val):
+    copies = sorted(set(range(len(val))) - set(unshared(train, val).tolist()))
+    if len(copies) > max(1, NATURAL * len(val)):
+        named = ", ".join(val.called(copies[:NAMED])) + (", ..." if len(copies) > NAMED else "")
         raise ValueError(
-            f"{copies} of the {len(val)} held-out images of {val.name} are also training images of {train.name}; "
-            "expected others, which show what no generator has seen. Remove the duplicates, or hold out other images."
+            f"{len(copies)} of the {len(val)} held-out images of {val.name} are also training images of {train.name}: "
+            f"{named}. Expected images that no generator has seen. Remove them from the held-out images, or have them "
+            "left out with --data.drop-shared true."
         )
-    return copies
+    return len(copies)
+
+
+def unshared(train: Split, val: Split) -> Int64[Tensor, " k"]:
+    """The rows of `val`, in order, whose images are not in `train`."""
+    known = set(train.digests)
+    return torch.tensor([row for row, digest in enumerate(val.digests) if digest not in known], dtype=torch.int64)
 
 
 class SplitConfig(Config):
@@ -125,6 +145,8 @@ class SplitConfig(Config):
     """Seed of the split and of the row order inside each part."""
     limit: int | None = Field(default=None, ge=2)
     """At most this many images from each place, drawn by `split_seed` with the classes in proportion: for a trial."""
+    drop_shared: bool = False
+    """Leave out of val the images that are also in train; unset, more than one in a hundred of them are refused."""
 
     def kept(self, conditions: Conditions) -> Int64[Tensor, " k"]:
         """The rows that `limit` leaves, in order."""
@@ -141,6 +163,8 @@ def split_dataset(
         part: TensorSplit(images[rows].contiguous(), conditions[rows], f"{name} ({part})")
         for part, rows in split_rows(name, conditions, config).items()
     }
+    if config.drop_shared:
+        parts["val"] = parts["val"].only(unshared(**parts))
     shared(**parts)
     return Dataset(name, **parts)
 

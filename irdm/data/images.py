@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -13,7 +13,7 @@ from jaxtyping import Float32, Int64
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from irdm.data.base import Dataset, Shape, Split, SplitConfig, split_rows
+from irdm.data.base import Dataset, Shape, Split, SplitConfig, split_rows, unshared
 from irdm.data.decode import PREPROCESSING
 from irdm.data.image_source import ImageSource, printable
 from irdm.data.sources import open_source
@@ -61,6 +61,14 @@ class Pictures(Split):
                 "--battery.kind panel against a reference on disk, --reference, which needs none of them."
             )
         return self.read(torch.arange(len(self)))
+
+    def only(self, rows: Int64[Tensor, " k"]) -> Pictures:
+        """Some of the images."""
+        return Pictures(self.source, self.rows[rows], self.image_shape)
+
+    def called(self, rows: Iterable[int]) -> list[str]:
+        """The places of some images."""
+        return [self.source.where(int(self.rows[row])) for row in rows]
 
     def look(self, progress: Say | None = None) -> None:
         """Read and decode every image once."""
@@ -114,7 +122,8 @@ class ImagesConfig(SplitConfig):
         return self
 
     def build(self) -> Dataset:
-        """Train and val, their rows shuffled, of images [n, c, size, size]. None is decoded yet.
+        """Train and val, their rows shuffled, of images [n, c, size, size]. None is decoded yet; with
+        `drop_shared` all files are read.
 
         Raises ValueError for a place that cannot be read, sizes that differ, classes that differ between the places, or
         a class too small to split.
@@ -128,9 +137,12 @@ class ImagesConfig(SplitConfig):
             parts = {part: self._whole(part, path) for part, path in (("train", self.train), ("val", self.val))}
             _same_classes(*(source for source, _ in parts.values()))
         sources = list(dict.fromkeys(source for source, _ in parts.values()))
-        height, width = (self.size, self.size) if self.size else _own_size(sources)
+        height, width = (self.size, self.size) if self.size else own_size(sources)
         shape = (self.channels or max(source.channels for source in sources), height, width)
-        return Dataset(name, **{part: Pictures(source, rows, shape) for part, (source, rows) in parts.items()})
+        splits = {part: Pictures(source, rows, shape) for part, (source, rows) in parts.items()}
+        if self.drop_shared:
+            splits["val"] = splits["val"].only(unshared(**splits))
+        return Dataset(name, **splits)
 
     def _whole(self, part: str, path: Path) -> tuple[ImageSource, Int64[Tensor, " k"]]:
         """All of a place, or what `limit` leaves, in random order."""
@@ -149,7 +161,7 @@ def _same_classes(train: ImageSource, val: ImageSource) -> None:
         )
 
 
-def _own_size(sources: Sequence[ImageSource]) -> tuple[int, int]:
+def own_size(sources: Sequence[ImageSource]) -> tuple[int, int]:
     """The one height and width of all images. Raises ValueError naming the sizes when there are several."""
     sizes: dict[tuple[int, int], None] = {}
     for source in sources:

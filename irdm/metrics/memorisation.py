@@ -126,7 +126,7 @@ def _near_copies(
         p_real = min(1.0, len(names) * (found.p_real or 0.0))
         return found.model_copy(update={"p_real": p_real, "notes": {"encoder": name, **found.notes}})
 
-    groups = grouped([name for name in near if name != THUMBNAILS], held_out) | {"mean": list(near)}
+    groups = {**grouped([name for name in near if name != THUMBNAILS], held_out), "mean": list(near)}
     return Score(
         label="near copies of train",
         direction="real",
@@ -200,9 +200,8 @@ def _compared(
         together = torch.cat([judged.distance, fresh.distance])
         rank = torch.from_numpy(stats.rankdata(together.numpy())) / len(together)
         beyond = (together > together.median()).double()
-        split = [len(judged.distance), count]
-        added["closeness"][name] = tuple(rank.split(split))
-        added["nearest_neighbour_ratio"][name] = tuple(beyond.split(split))
+        added["closeness"][name] = rank[:-count], rank[-count:]
+        added["nearest_neighbour_ratio"][name] = beyond[:-count], beyond[-count:]
         added["authenticity"][name] = judged.authentic, fresh.authentic
     return {
         metric: _with_chances(

@@ -54,12 +54,19 @@ def test_the_points_of_a_spiral_have_no_condition():
     assert len(data.train) == len(data.val) == 20 and shared(data.train, data.val) == 0
 
 
-def test_duplicates_are_counted_and_too_many_refused():
-    images = torch.arange(30.0)[:, None, None, None].expand(-1, 1, 4, 4) / 255
-    some = torch.cat([images, images[:4]])
-    data = split_dataset("some", some, Unconditional(34), SplitConfig())
-    known = {float(image[0, 0, 0]) for image in data.train.images}
-    assert shared(data.train, data.val) == sum(float(image[0, 0, 0]) in known for image in data.val.images) > 0
+def test_duplicates_are_counted_and_too_many_refused_or_left_out():
+    images = torch.arange(200.0)[:, None, None, None].expand(-1, 1, 4, 4) / 255
+    one = TensorSplit(images[100:].clone(), Unconditional(100))
+    one.images[7] = images[3]
+    assert shared(TensorSplit(images[:100], Unconditional(100)), one) == 1, "one in a hundred is natural"
+    some = torch.cat([images, images[:40]])
+    with pytest.raises(ValueError, match=r"held-out images of some .val. are also .*: image \d+, .*--data.drop-shared"):
+        split_dataset("some", some, Unconditional(240), SplitConfig())
+    data, whole = (
+        split_dataset("some", part, Unconditional(len(part)), SplitConfig(drop_shared=True)) for part in (some, images)
+    )
+    assert shared(data.train, data.val) == 0 and 40 < len(data.val) < 80 and len(data.train) == 160
+    assert len(whole.val) == 67, "nothing is left out where nothing is shared"
     with pytest.raises(ValueError, match="held-out images of twice .val. are also training images"):
         split_dataset("twice", images.repeat(8, 1, 1, 1), Unconditional(240), SplitConfig())
 

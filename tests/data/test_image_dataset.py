@@ -179,6 +179,10 @@ def test_duplicates_are_counted_and_too_many_refused(tmp_path):
     for i in range(8):
         (val / "cat" / f"copy{i}.png").write_bytes((train / list(SHADE)[i % 3] / f"00{i // 3}.png").read_bytes())
     found = dataset()
-    assert shared(found.train, found.val) == 8
+    with pytest.raises(ValueError, match=r"8 of the 26 held-out images of .*val are also .*val/cat/copy\d.png, .*\.\.\."):
+        shared(found.train, found.val)
+    apart = ImagesConfig(train=train, val=val, size=8, drop_shared=True).build()
+    assert (shared(apart.train, apart.val), len(apart.val), len(apart.train)) == (0, 18, 18)
+    assert not any("copy" in name for name in apart.val.called(range(18)))
     with pytest.raises(ValueError, match="18 of the 18 held-out images of .*train are also training images"):
         shared(found.train, pictures_like(open_source(train), found.image_shape))

@@ -134,7 +134,7 @@ def digits(seed=0):
     return torch.from_numpy(images[order])[:, None].split([697, 500, len(images) - 1197])
 
 
-def crops(seed=0, train=1000, judged=500, val=700, side=32):
+def crops(seed=0, train=1000, judged=1000, val=1000, side=32):
     """The same of colour crops of two photographs, half of them mirrored, of unlike brightness."""
     draw, photos, found = np.random.default_rng(seed), load_sample_images().images, []
     for _ in range(train + judged + val):
@@ -147,7 +147,7 @@ def crops(seed=0, train=1000, judged=500, val=700, side=32):
 
 def grey(seed=0):
     """The same of grey crops of 28 x 28."""
-    return tuple(part[:, :1, 2:30, 2:30].contiguous() for part in crops(seed + 10))
+    return tuple(part.float().mean(1, keepdim=True)[..., 2:30, 2:30].round().to(torch.uint8) for part in crops(seed))
 
 
 def saved(pictures, quality=75):
@@ -196,7 +196,7 @@ def test_one_near_copy_in_twenty_is_found_and_fresh_images_are_not_accused(image
         assert found.mean.p_real < 0.05 and found.encoders["thumbnails"].p_real < 0.005, name
         assert found.mean.notes["encoder"] == "thumbnails" and 0.015 < found.mean.value < 0.07, name
         shown = found.mean.notes["closest"]
-        assert sum(row < share and near == len(train) - share + row for row, near, *_ in shown) >= 5, name
+        assert sum(row < share and near == len(train) - share + row for row, near, *_ in shown) >= 4, name
 
 
 def test_the_test_is_hypergeometric_and_fresh_images_fail_it_as_often_as_stated():

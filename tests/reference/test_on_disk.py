@@ -178,13 +178,19 @@ def test_too_few_images_the_same_images_and_no_micro_batch(pictures, tmp_path):
 
 def test_some_shared_images_are_counted(pictures, tmp_path):
     dataset = tiny_dataset(pictures)
-    images = torch.cat([dataset.val.images[:60], dataset.train.images[:20]])
-    labels = torch.cat([dataset.val.conditions.labels[:60], dataset.train.conditions.labels[:20]])
-    val, said = TensorSplit(images, Classes(labels, ("a", "b"))), []
-    train = TensorSplit(dataset.train.images, dataset.train.conditions)
+    train, said = TensorSplit(dataset.train.images, dataset.train.conditions), []
     only = CONFIG.model_copy(update={"judge_only": True})
-    build_reference("x", Dataset("x", train, val), tiny_battery(), tmp_path / "x", only, progress=said.append)
-    assert "warning: 20 of the 80 val images are also train images" in said
+
+    def build(copies):
+        images = torch.cat([dataset.val.images[:60], dataset.train.images[:copies]])
+        labels = torch.cat([dataset.val.conditions.labels[:60], dataset.train.conditions.labels[:copies]])
+        both = Dataset("x", train, TensorSplit(images, Classes(labels, ("a", "b"))))
+        return build_reference("x", both, tiny_battery(), tmp_path / "x", only, progress=said.append)
+
+    with pytest.raises(ValueError, match="20 of the 80 held-out images .* are also training images .*: image 60, "):
+        build(20)
+    build(1)
+    assert "warning: 1 of the 61 val images are also train images" in said
 
 
 def test_other_classes_in_val_are_refused_unless_judge_onlyd(pictures, tmp_path):
