@@ -20,9 +20,10 @@ as good. Q follows from V: for n rows against m target rows of the same law L = 
 relative to the squared distance. The replicates are tightened by that much.
 
 So log r has the variance V/s + (L + Q)/t, from which its interval (log scale: never negative), and for fresh real
-images in the place of the judged ones V/s + V/t, from which `p_real`, one-sided. Rows are shared by encoders, so the
-interval of a mean over encoders counts their correlation. All of it is conditional on the target rows (train, or val
-for the unseen ratio).
+images in the place of the judged ones V/s + V/t, from which `p_real`, one-sided; there the judged rows' own variance
+counts where it is larger: with heavy tails val may not hold a row like the one that made the distance. Rows are shared
+by encoders, so the interval of a mean over encoders counts their correlation. All of it is conditional on the target
+rows (train, or val for the unseen ratio).
 
 Letters: n rows of a draw, d features, t judged draws, s real draws, b draws in all, g deals, e encoders, k folds.
 """
@@ -43,7 +44,7 @@ from irdm.metrics.score import Estimate, Score
 from irdm.ops.rows import Rows
 
 MOST_DRAWS = 8  # disjoint real draws behind a denominator: more would take longer than they are worth
-FREEDOM = 30.0  # degrees of freedom of V, as redrawing shows (docs/log.md)
+FREEDOM = 12.0  # degrees of freedom of V, as redrawing shows (docs/log.md)
 
 
 @runtime_checkable
@@ -149,10 +150,9 @@ class _Found:
         self.values[name], self.controls[name] = value, halves[1] / halves[0]
         self.moves[name] = moved - moved.mean(1, keepdim=True)
         replicates = torch.stack([_without_folds(target, rows[draw]) for draw in judged]).mean(0)
-        quadratic = self._variance([name]) / (1 + 2 * n / target.count)  # of a real draw, relative
-        if value > 0:
-            quadratic /= value ** (2 * target.power)
-        self.replicates[name] = value * tightened(replicates, quadratic / self.draws)
+        one = self._variance([name]) / self.draws
+        quadratic = one / (1 + 2 * n / target.count) / (value or 1.0) ** (2 * target.power)
+        self.replicates[name] = value * tightened(replicates, quadratic, one)
         self.details[name] = {"real_distance": denominator, "real_spread": math.sqrt(self._variance([name]))}
 
     def estimate(self, names: Sequence[str]) -> Estimate:
@@ -170,14 +170,15 @@ class _Found:
         if not value > 0:
             return found
         denominator = math.sqrt(variance / times), FREEDOM
-        error, freedom = together(denominator, (standard_error(replicates) / value, len(replicates) - 1))
+        judged = standard_error(replicates) / value, len(replicates) - 1.0
+        error, freedom = together(denominator, judged)
         width = student(freedom) * error
-        as_real, _ = together(denominator, (math.sqrt(variance / self.draws), FREEDOM))
+        as_real = max(judged, (math.sqrt(variance / self.draws), FREEDOM))
         return found.model_copy(
             update={
                 "ci95": (value * math.exp(-width), value * math.exp(width)),
-                "p_real": chance(math.log(value), as_real, FREEDOM, "lower"),
                 "control_error": found.control * math.sqrt(variance * 4 / times) if found.control else None,
+                "p_real": chance(math.log(value), *together(denominator, as_real), "lower"),
             }
         )
 
