@@ -90,7 +90,7 @@ def evaluate_source(
         with ranks.together():
             if ranks.is_main:
                 check_judged(source, progress)
-                _refuse_foreign(out)
+                refuse_foreign(out)
                 held.enter_context(locked(out, "evaluated"))
         notes = handling(source, image_shape)
         if len(source) > len(real.val):
@@ -146,7 +146,7 @@ def evaluate_source(
         return result
 
 
-def _refuse_foreign(out: Path) -> None:
+def refuse_foreign(out: Path) -> None:
     """Raises ValueError when `out` holds anything but an evaluation."""
     there = visible(out)
     if (out.exists() and not out.is_dir()) or (there and FEATURES not in there and RESULT not in there):

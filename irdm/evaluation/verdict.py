@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from irdm.config import Config
 from irdm.evaluation.gaming import gamed
 from irdm.evaluation.sensitivity import DISTANCE, Place, Sensitivity, excess, place
-from irdm.evaluation.witnesses import Evidence, Said, Witness, witnesses
+from irdm.evaluation.witnesses import Said, Witness, witnesses
 from irdm.metrics.score import Estimate, Score
 
 HEADLINE = "sw_ratio"
@@ -98,13 +98,16 @@ def _sentence(heard: tuple[Witness, ...], there: Place | None, gaming: str | Non
     known = {one.name: one for one in heard if one.p is not None}
     if not known:
         return "Not known: no score here says how real images vary."
-    wrong = [_far(one, there) if one.name == "distance" else _wrong(one) for one in known.values() if one.objects]
+    objecting = {one.name for one in known.values() if one.objects}
+    wrong = [
+        _far(one, there) if one.name == "distance" else _wrong(one, objecting) for one in known.values() if one.objects
+    ]
     wrong += [gaming] if gaming else []
     if not wrong:
         silent = [one.name for one in heard if one.p is None]
         asked = f" ({', '.join(silent)}: not known)" if silent else ""
         return f"As close as real images: no witness objects{asked}."
-    near = "distance" in known and not known["distance"].objects
+    near = "distance" in known and "distance" not in objecting
     return f"{'Close by distance, but' if near else 'Not real:'} {'; '.join(wrong)}."
 
 
@@ -113,13 +116,11 @@ def _far(one: Witness, there: Place | None) -> str:
     how = "far from real"
     if there is not None:
         how = f"{'further from real than' if there.beyond else 'as far from real as'} {there.says}"
-    return f"{how} ({found.says}{_under(found)})"
+    return f"{how} ({found.encoder}: {found.says})" if found.encoder else f"{how} ({found.says})"
 
 
-def _wrong(one: Witness) -> str:
+def _wrong(one: Witness, objecting: set[str]) -> str:
     found = one.evidence[0]
-    return f"{found.says}{_under(found)}: {found.means}"
-
-
-def _under(found: Evidence) -> str:
-    return f" under {found.encoder}" if found.encoder else ""
+    said = f"{found.says} ({found.encoder})" if found.encoder else found.says
+    # images that are defective reach few real ones, whatever kinds there are
+    return said if one.name == "coverage" and "fidelity" in objecting else f"{said}: {found.means}"

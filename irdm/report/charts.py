@@ -72,6 +72,14 @@ class Mark:
 
 
 @dataclass(frozen=True)
+class Step:
+    """A row of the ladder: a defect, and of each level its name, how far from real it is, and the defect in words."""
+
+    name: str
+    levels: Sequence[tuple[str, float, str]]
+
+
+@dataclass(frozen=True)
 class Series:
     """A line over steps: (step, value) points; a missing or non-finite value leaves a gap."""
 
@@ -152,6 +160,41 @@ def ruler(marks: Sequence[Mark], title: str, *, control: float | None, row: int 
         body.append(f'<text class="value" x="100%" dx="14" y="{y + 5}">{score(mark.value)}</text>')
     scale = "logarithmic" if axis.log else "linear"
     return _svg(body, height, f"{title} on a {scale} axis. {'; '.join(map(_spoken, marks))}.", "ruler")
+
+
+def ladder(rows: Sequence[Step], here: float | None, title: str, *, row: int = 26) -> Markup:
+    """A row a defect with a dot a level, on a log axis; a line at 1, where fresh real images are, and one at these."""
+    values = [value for one in rows for _, value, _ in one.levels]
+    axis = Axis.around([1.0, *values, here], log=True, pad=0.06)
+    top = 52
+    height = top + row * len(rows) + 4
+    body = [f'<line class="edge" x1="0" x2="100%" y1="{top - 12}" y2="{top - 12}"/>']
+    for i, tick in enumerate(axis.ticks(7)):
+        x = axis.at(tick)
+        kind = "tick minor" if i % 2 else "tick"
+        body.append(f'<line class="edge" x1="{x}%" x2="{x}%" y1="{top - 12}" y2="{top - 6}"/>')
+        body.append(f'<text class="{kind}" x="{x}%" y="{top - 18}" text-anchor="middle">{number(tick)}</text>')
+    real = axis.at(1.0)
+    body.append(f'<line class="one" x1="{real}%" x2="{real}%" y1="{top - 12}" y2="{height}"/>')
+    if here is not None:
+        x = axis.at(here)
+        anchor = "start" if x < 12 else "end" if x > 88 else "middle"
+        body.append(f'<line class="here" x1="{x}%" x2="{x}%" y1="{top - 30}" y2="{height}"/>')
+        body.append(f'<text class="herelabel" x="{x}%" y="{top - 36}" text-anchor="{anchor}">these images</text>')
+    for i, one in enumerate(rows):
+        y, last = top + row * i + row / 2, -10.0
+        body.append(f'<text class="name" x="0" dx="-14" y="{y + 4}" text-anchor="end">{_short(one.name)}</text>')
+        body.append(f'<line class="rail" x1="0" x2="100%" y1="{y}" y2="{y}"/>')
+        for label, value, said in one.levels:
+            x = axis.at(value)
+            hover = f"<title>{escape(said)}: {score(value)}</title>"
+            body.append(f'<circle class="rung" cx="{x}%" cy="{y}" r="4">{hover}</circle>')
+            if x - last > 4:
+                body.append(f'<text class="level-name minor" x="{x}%" dx="6" y="{y - 3}">{escape(label)}</text>')
+                last = x
+    spoken = "; ".join(f"{said} {score(value)}" for one in rows for _, value, said in one.levels)
+    lies = f"These images {score(here)}. " if here is not None else ""
+    return _svg(body, height, f"{title}, on a logarithmic axis. {lies}{spoken}.", "ruler")
 
 
 def _spoken(mark: Mark) -> str:

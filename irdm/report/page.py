@@ -13,7 +13,7 @@ from markupsafe import Markup
 from irdm.evaluation import Result
 from irdm.files import write_atomic
 from irdm.metrics.score import Estimate, Score
-from irdm.report.charts import Axis, Mark, Series, interval, lines, number, ruler, score, strips
+from irdm.report.charts import Axis, Mark, Series, Step, interval, ladder, lines, number, ruler, score, strips
 from irdm.report.pictures import gallery, latest_grid, pairs
 from irdm.report.read import Contents, Row, read
 
@@ -56,6 +56,11 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{number(minutes // 60)} h {minutes % 60:02d} min"
 
 
+def chance(p: float | None) -> str:
+    """A p-value."""
+    return "not known" if p is None else "below 0.0001" if p < 0.0001 else f"{p:.2g}"
+
+
 PAGES = Environment(
     loader=PackageLoader("irdm.report", "."),
     autoescape=True,
@@ -63,7 +68,14 @@ PAGES = Environment(
     lstrip_blocks=True,
     undefined=StrictUndefined,
 )
-PAGES.filters |= {"number": number, "score": score, "interval": interval, "fact": fact, "duration": duration}
+PAGES.filters |= {
+    "chance": chance,
+    "number": number,
+    "score": score,
+    "interval": interval,
+    "fact": fact,
+    "duration": duration,
+}
 
 
 def _context(contents: Contents) -> dict[str, Any]:
@@ -73,6 +85,7 @@ def _context(contents: Contents) -> dict[str, Any]:
         "name": _name(contents),
         "run": contents.config is not None,
         "result": result,
+        "verdict": result.verdict if result else None,
         "headline": None,
         "scores": None,
         "banners": [*(result.warnings if result else ()), *contents.notes],
@@ -123,6 +136,7 @@ def _scores(result: Result, held_out: Sequence[str]) -> dict[str, Any]:
             (name, kind, estimate) for key, (name, kind) in GROUPS.items() if (estimate := getattr(headline, key, None))
         ],
         "rulers": _rulers(headline, held_out) if headline else {},
+        "ladder": _ladder(result),
         "arrows": ARROWS,
         "note_keys": {
             one.label: [
@@ -140,8 +154,9 @@ def _scores(result: Result, held_out: Sequence[str]) -> dict[str, Any]:
 
 
 def _rulers(one: Score, held_out: Sequence[str]) -> dict[str, Markup | None]:
-    """The leading score by group and by encoder, each beside its measured control."""
-    control = one.mean.control if one.mean else None
+    """The leading score by group and by encoder, each beside its measured control; the line is the first group's."""
+    first = one.held_out or one.mean or one.held_in
+    control = first.control if first else None
 
     def mark(name: str, kind: str, estimate: Estimate) -> Mark:
         return Mark(name, estimate.value, kind, estimate.ci95, estimate.control)
@@ -155,6 +170,19 @@ def _rulers(one: Score, held_out: Sequence[str]) -> dict[str, Markup | None]:
         "groups": ruler(groups, one.label, control=control),
         "encoders": ruler(marks, f"{one.label} by encoder", control=control, row=30) if marks else None,
     }
+
+
+def _ladder(result: Result) -> Markup | None:
+    """How far known defects are from real, and these images among them, to the encoders of the headline."""
+    found, said = result.ladder, result.verdict
+    if found is None or said is None:
+        return None
+    rows: dict[str, list[tuple[str, float, str]]] = {}
+    for rung in found.rungs:
+        if (ratio := found.mean(rung.excess, said.group)) is not None:
+            rows.setdefault(rung.defect, []).append((f"{rung.level:g}", ratio, rung.says))
+    title = f"Distance from real of known defects, as {GROUPS[said.group][0].lower()} encoders see it"
+    return ladder([Step(name, levels) for name, levels in rows.items()], said.ratio, title) if rows else None
 
 
 def _curves(log: Sequence[Row], floors: Mapping[str, float | None]) -> dict[str, Any]:
