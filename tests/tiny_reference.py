@@ -17,7 +17,7 @@ from irdm.encoders import Battery, Encoder
 from irdm.reference import OpenReference, ReferenceConfig, build_reference
 
 SIZE = 8
-CONFIG = ReferenceConfig(rollout=64, distance=NystromMMDConfig(landmarks=32, kmeans_iterations=3))
+CONFIG = ReferenceConfig(rollout=64, distance=NystromMMDConfig(landmarks=32, kmeans_iterations=3), ladder=0)
 
 
 def write_pictures(

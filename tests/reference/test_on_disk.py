@@ -141,7 +141,7 @@ def test_a_new_field_at_its_default_changes_no_address(built, pictures):
         distance: Later = Later()
         more: bool = False
 
-    later = Config(rollout=64, distance=Later(landmarks=32, kmeans_iterations=3))
+    later = Config(rollout=64, distance=Later(landmarks=32, kmeans_iterations=3), ladder=0)
     assert build_tiny(pictures, built.path, later).address == built.address
     with pytest.raises(ValueError, match="a reference of something else:\n  training:"):
         build_tiny(
@@ -165,7 +165,7 @@ def test_a_directory_of_something_else_is_left_alone(built, copied, pictures, tm
 
 def test_too_few_images_the_same_images_and_no_micro_batch(pictures, tmp_path):
     path = tmp_path / "reference"
-    with pytest.raises(ValueError, match=r"holds 48 image\(s\); a reference needs at least 50"):
+    with pytest.raises(ValueError, match=r"has 48 train image\(s\); at least 50"):
         build_reference("few", tiny_dataset(pictures, limit=48), tiny_battery(), path)
     dataset = tiny_dataset(pictures)
     with pytest.raises(ValueError, match="160 of the 160 held-out images"):
