@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from irdm import __version__
 from irdm.config import Config
 from irdm.evaluation.judging import judge
+from irdm.evaluation.overlap import overlap
 from irdm.evaluation.sensitivity import Sensitivity
 from irdm.evaluation.verdict import Verdict, verdict_of
 from irdm.files import read_manifest, write_manifest
@@ -89,7 +90,10 @@ def evaluate_tables(
         device: where to compute; None is where the judged features are.
         progress: receives a line of text now and then.
         about: further fields of the result.
+
+    Raises ValueError as `judge` and `irdm.evaluation.overlap` do.
     """
+    repeated = overlap(generated, real)
     scores = judge(generated, real, config, device=device, progress=progress) | dict(more or {})
     if missing:
         scores = {
@@ -97,13 +101,16 @@ def evaluate_tables(
             for name, score in scores.items()
         }
     ladder = None if ladder is None else ladder.only(real.encoders)
+    verdict = verdict_of(scores, ladder, trained=about.get("step") is not None)
+    if repeated.in_val:
+        verdict = verdict.model_copy(update={"sentence": f"{repeated.says()[0]} {verdict.sentence}"})
     return Result(
-        verdict=verdict_of(scores, ladder, trained=about.get("step") is not None),
+        verdict=verdict,
         ladder=ladder,
-        source=dict(source),
+        source={**source, "in_train": repeated.in_train, "in_val": repeated.in_val},
         reference=dict(reference),
         protocol=protocol(generated, real, config, prompts),
-        warnings=(*warned, *warnings(generated, real, config, scores, missing)),
+        warnings=(*warned, *repeated.says(), *warnings(generated, real, config, scores, missing)),
         scores=scores,
         missing=tuple(missing),
         versions=versions(),
@@ -158,8 +165,8 @@ def warnings(
     there = max(moments.count for moments in real.moments.values())
     if len(real.train) < there:
         found.append(
-            f"Closeness, authenticity and copies compare with {len(real.train)} random train images of {there}: a copy "
-            "of one of the others is not seen."
+            f"Closeness, authenticity and near copies compare with {len(real.train)} random train images of {there}: "
+            "a copy of one of the others is not seen."
         )
     distances = scores["frechet_distance"].encoders.items() if "frechet_distance" in scores else ()
     if singular := [name for name, estimate in distances if estimate.notes.get("warning")]:

@@ -179,7 +179,7 @@ def test_duplicates_are_counted_and_too_many_refused(tmp_path):
     for i in range(8):
         (val / "cat" / f"copy{i}.png").write_bytes((train / list(SHADE)[i % 3] / f"00{i // 3}.png").read_bytes())
     found = dataset()
-    with pytest.raises(ValueError, match=r"8 of the 26 held-out images of .*val are also .*val/cat/copy\d.png, .*\.\.\."):
+    with pytest.raises(ValueError, match=r"8 of the 26 held-out images of .*val/cat/copy\d.png, .*, \.\.\."):
         shared(found.train, found.val)
     apart = ImagesConfig(train=train, val=val, size=8, drop_shared=True).build()
     assert (shared(apart.train, apart.val), len(apart.val), len(apart.train)) == (0, 18, 18)
