@@ -37,7 +37,8 @@ class Eval(Config):
     """What to compare with. A folder or an archive of real images: half of them stand for what a generator learns, the
     others for fresh images; encoders are fitted to them once, and kept in irdm's cache. A reference from `irdm
     reference build`, by its directory or its name in references/. A run, for its data, its encoders and its way to
-    judge. Unset, SOURCE must be a run, and is judged on its own."""
+    judge. Published statistics, an .npz of mu and sigma, for a Frechet distance alone: --panel then names the encoder
+    that made them. Unset, SOURCE must be a run, and is judged on its own."""
     panel: tuple[str, ...] = ()
     """Only these encoders, such as inception,dinov2; means over some of a reference's or a run's are named partial."""
     size: Annotated[int | None, Field(ge=4)] = None
@@ -67,6 +68,7 @@ def run(given: Eval, command: str) -> int:
     """Judge, then print the scores."""
     from irdm.build import resolve_device
     from irdm.distributed import Ranks
+    from irdm.evaluation.statistics import is_statistics
     from irdm.progress import silent
 
     is_run = (given.source / "config.json").is_file()
@@ -80,6 +82,11 @@ def run(given: Eval, command: str) -> int:
         )
     if not is_run and against is not None and given.source.resolve() == against.resolve():
         raise UsageError(f"{given.source} is compared with itself; give other real images to --against")
+    if is_run and against is not None and is_statistics(against):
+        raise UsageError(
+            f"{against} is of statistics, and a run draws images: write some with `irdm sample {given.source} --format "
+            "files --count N` and judge that folder"
+        )
     if not is_run and given.count:
         raise UsageError("--count is for a run, whose images are drawn; those of a folder or an archive are all judged")
     if is_run and given.prompts:
@@ -101,7 +108,9 @@ def run(given: Eval, command: str) -> int:
         "progress": say,
         "device": device,
     }
-    if is_run:
+    if against is not None and is_statistics(against):
+        result = _judge_by_statistics(given.source, against, out, **shared)
+    elif is_run:
         from irdm.against import evaluate_run
 
         result = evaluate_run(given.source, against, out, count=given.count, **shared)
@@ -171,6 +180,41 @@ def _judge_source(
         scorers=_scorers(given.prompt_scores, weights, device) if prompts and ranks.is_main else (),
         **shared,
     )
+    if result is not None:
+        write_report(out)
+    return result
+
+
+def _judge_by_statistics(
+    path: Path,
+    against: Path,
+    out: Path,
+    *,
+    names: tuple[str, ...] | None,
+    weights: Path | None,
+    **shared: Any,
+) -> Result | None:
+    """A folder or an archive against the mean and covariance of somebody's features."""
+    from irdm.data.checks import check_judged
+    from irdm.data.sources import open_source
+    from irdm.encoders.panel import METRICS_ONLY, PANEL, fingerprint, load_encoder
+    from irdm.evaluation.statistics import evaluate_against_statistics, open_statistics
+    from irdm.report import write_report
+
+    known = {**PANEL, **METRICS_ONLY}
+    if names is None or len(names) != 1 or names[0] not in known:
+        raise UsageError(
+            f"{against} does not say which encoder made it; name that one with --panel, such as --panel inception, of "
+            f"{', '.join(known)}"
+        )
+    ranks = shared["ranks"]
+    with ranks.together():
+        statistics, source = open_statistics(against), open_source(path)
+        if ranks.is_main:
+            check_judged(source, shared["progress"])
+    (name,) = names
+    encoder = load_encoder(known[name], weights, compile=True).to(shared["device"])
+    result = evaluate_against_statistics(source, statistics, encoder, fingerprint(known[name], weights), out, **shared)
     if result is not None:
         write_report(out)
     return result

@@ -26,7 +26,7 @@ def score_table(result: Result) -> str:
         else:
             rows += [(score.label, *("" for _ in COLUMNS))] if score.encoders else []
             rows += [
-                (f"  {name}", _value(found), "", "", _interval(found), _number(found.control))
+                (f"  {found.notes.get('name', name)}", _value(found), "", "", _interval(found), _number(found.control))
                 for name, found in score.encoders.items()
             ]
     notes = (f"\nnote: {warning}" for warning in result.warnings)

@@ -13,6 +13,7 @@ Letters: n rows, d features, k folds.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -45,8 +46,8 @@ def frechet_infinity(generated: Table, real: Real, config: EvaluationConfig) -> 
     replicates, controls, details = {}, {}, {}
     for name in names:
         target, rows = FrechetTarget.of(real.moments[name]), generated.features[name]
-        replicates[name] = extrapolated(target, rows, judged, seed)
-        controls[name] = extrapolated(target, real.val.features[name], fresh, seed)
+        replicates[name] = extrapolated(target.to, rows, judged, seed)
+        controls[name] = extrapolated(target.to, real.val.features[name], fresh, seed)
         smallest, dim = n // max(PARTS), rows.shape[1]
         few = f"the smallest parts have {smallest} rows for {dim} dimensions: the line is bent, read it as a hint."
         details[name] = {
@@ -68,16 +69,18 @@ def frechet_infinity(generated: Table, real: Real, config: EvaluationConfig) -> 
     return {"frechet_infinity": score}
 
 
-def extrapolated(target: FrechetTarget, rows: Rows, index: Int64[Tensor, " n"], seed: int) -> Float64[Tensor, " k"]:
+def extrapolated(
+    distance: Callable[[Moments], float], rows: Rows, index: Int64[Tensor, " n"], seed: int
+) -> Float64[Tensor, " k"]:
     """The distance of these rows at 1 / n = 0, on the line through those of their parts: replicates of it."""
     sizes, values = [], []
     for count in PARTS:
         part = folds(len(index), seed, count)
-        values.append([target.to(_moments(rows, index[part == p])) for p in range(count)])
+        values.append([distance(_moments(rows, index[part == p])) for p in range(count)])
         sizes.append(len(index) / count)
     line = np.polyfit([1 / size for size in sizes], [math.fsum(found) / len(found) for found in values], 1)
     fold = folds(len(index), seed)
-    without = [target.to(_moments(rows, index[fold != k])) for k in range(int(fold.max()) + 1)]
+    without = [distance(_moments(rows, index[fold != k])) for k in range(int(fold.max()) + 1)]
     return jackknife(float(line[1]), torch.tensor(without, dtype=torch.float64))
 
 
