@@ -148,8 +148,8 @@ def reference_of(
         dataset = run.data.build()
         if (place := getattr(run.data, "path", None)) is not None and run.data.kind == "images":
             progress(
-                f"{place}: {len(dataset.train)} images are train and {len(dataset.val)} are held out as val, drawn at "
-                "random with every class in proportion"
+                f"{place}: {len(dataset.train)} images are train and {len(dataset.val)} others are held out as val, at "
+                f"random with every class in proportion{', without repeats of train' * run.data.drop_shared}"
             )
         if ranks.is_main:
             check_real(dataset, progress=progress)

@@ -215,7 +215,7 @@ def run_of_images(
             battery = LocalBatteryConfig(held_in=held_in, held_out=held_out)
     places: dict[str, Any] = {"train": train, "val": val}
     if val is None:
-        places = {"path": train, "val_fraction": HELD_OUT[judge_only]}
+        places = {"path": train, "val_fraction": HELD_OUT[judge_only], "drop_shared": True}
     colour = {"channels": 3} if battery.kind == "panel" else {}
     data = validate(ImagesConfig, {**places, **colour, "size": size}, "--data.")
     return RunConfig(data=data, battery=battery, rollout=LR_ROLLOUT, joint=False)

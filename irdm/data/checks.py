@@ -6,7 +6,7 @@ back as notes.
 
 from __future__ import annotations
 
-from irdm.data.base import Dataset, Shape, shared
+from irdm.data.base import Dataset, Shape, Split, shared
 from irdm.data.image_source import ImageSource, printable
 from irdm.data.images import Pictures
 from irdm.ops.sampling import generator_for, sample_indices
@@ -23,6 +23,9 @@ def check_real(dataset: Dataset, *, fewest: int = MIN_IMAGES, progress: Say | No
     repeats of a few, train images in val (`irdm.data.base.shared`), and sides of unlike sizes or colours.
     """
     sides = {"train": dataset.train, "val": dataset.val}
+    pictures = [split for split in sides.values() if isinstance(split, Pictures)]
+    if len({split.source for split in pictures}) == 1:  # one place, whose repeats may be what left val so few
+        _check_repeats("train", dataset.train, fewest, progress)
     for side, split in sides.items():
         if len(split) < fewest:
             raise ValueError(
@@ -30,15 +33,9 @@ def check_real(dataset: Dataset, *, fewest: int = MIN_IMAGES, progress: Say | No
                 "thousands to mean something."
             )
     for side, split in sides.items():
-        split.look(progress)
-        if 2 * (different := len(set(split.digests))) < len(split) or different < fewest:
-            raise ValueError(
-                f"{split.name} has {len(split)} {side} images, but only {_different(different)}: what real images "
-                "score cannot be told from repeats. Remove them."
-            )
+        _check_repeats(side, split, fewest, progress)
     copies = shared(dataset.train, dataset.val)
     notes = [f"warning: {copies} of the {len(dataset.val)} val images are also train images"] if copies else []
-    pictures = [split for split in sides.values() if isinstance(split, Pictures)]
     if len(pictures) == 2:
         _check_alike(*pictures)
         done = {note for split in pictures for note in handling(split.source, split.image_shape)}
@@ -86,6 +83,17 @@ def handling(source: ImageSource, image_shape: Shape) -> list[str]:
             "brightness counts (ITU-R 601)."
         )
     return notes
+
+
+def _check_repeats(side: str, split: Split, fewest: int, progress: Say | None) -> None:
+    if len(split) < fewest:
+        return
+    split.look(progress)
+    if 2 * (different := len(set(split.digests))) < len(split) or different < fewest:
+        raise ValueError(
+            f"{split.name} has {len(split)} {side} images, but only {_different(different)}: what real images score "
+            "cannot be told from repeats. Remove them."
+        )
 
 
 def _check_alike(train: Pictures, val: Pictures) -> None:

@@ -17,7 +17,7 @@ from irdm.cli import main
 from irdm.commands.eval import read_prompts
 from irdm.commands.scores import comparison_table, score_table
 from irdm.data.sources import open_source
-from irdm.evaluation import Result, read_result
+from irdm.evaluation import Result, read_result, verdict_of
 from irdm.metrics.score import Estimate, Score
 from irdm.reference import open_reference
 
@@ -113,7 +113,7 @@ def test_a_folder_of_real_images_is_compared_with_and_kept_in_the_cache(pictures
     real, few = pictures / "train", ["--panel", "pixels,pca"]
     done("eval", pictures / "fresh", "--against", real, *few, "--out", "fresh", *JUDGED)
     text = capsys.readouterr().out
-    assert f"{real}: 80 images are train and 80 are held out as val" in text
+    assert f"{real}: 80 images are train and 80 others are held out as val" in text
     assert f"irdm reference build NAME --train {real} --judge-only" in text and "distance and its floor" not in text
     done("eval", pictures / "blurred", "--against", real, *few, "--out", "blurred", *JUDGED)
     text = capsys.readouterr().out
@@ -123,7 +123,7 @@ def test_a_folder_of_real_images_is_compared_with_and_kept_in_the_cache(pictures
     assert fresh.protocol == blurred.protocol and not fresh.missing
     assert blurred.scores["sw_ratio"].mean.value > fresh.scores["sw_ratio"].mean.value
     done("reference", "build", "kept", "--train", real, "--judge-only", *few)
-    assert "80 are held out as val" in capsys.readouterr().out
+    assert "80 others are held out as val" in capsys.readouterr().out
     (cached,) = (tmp_path / "cache" / "references").iterdir()
     assert open_reference(cached).address == open_reference(tmp_path / "references" / "kept").address
     assert "--size is for a folder" in said(
@@ -295,17 +295,30 @@ def test_the_table_shows_whatever_scores_there_are_and_never_minus_zero():
             label="A new score",
             direction="lower",
             says="",
-            mean=estimate(1.234, ci95=(1.0, 1.5), control=-0.00001),
-            held_out=estimate(12345.6),
+            mean=estimate(12345.6),
+            held_out=estimate(1.234, ci95=(1.0, 1.5), control=-0.00001),
         ),
         "each": Score(label="By encoder", direction="lower", says="", encoders={"mae": estimate(0.0123, control=0.5)}),
     }
     result = Result(source={}, reference={}, protocol={}, scores=scores, warnings=("mind this",))
     header, new, each, mae, *notes = score_table(result).splitlines()
-    assert header.split() == ["all", "held", "in", "held", "out", "95%", "interval", "real"]
+    assert header.split() == ["held", "out", "held", "in", "all", "95%", "interval", "real"]
     assert new.split() == ["A", "new", "score", "1.23", "-", "12346", "1.00", "to", "1.50", "0.00"]
     assert each == "By encoder" and mae.split() == ["mae", "0.0123", "0.50"]
     assert "note: mind this" in notes
+
+
+def test_the_verdict_is_the_first_line():
+    near = Estimate(value=0.68, control=0.99, p_real=1e-9)
+    scores = {"precision": Score(label="precision", direction="real", says="", mean=near, encoders={"mae": near})}
+    first, *rest = score_table(
+        Result(source={}, reference={}, protocol={}, scores=scores, verdict=verdict_of(scores))
+    ).splitlines()
+    assert first == "Not real: 68% precise where real is 99% (mae): visible defects."
+    lines = {line.split()[0]: line.split() for line in rest if line}
+    assert lines["fidelity"][:4] == ["fidelity", "objects", "<", "0.0001"]
+    assert lines["distance"][:3] == ["distance", "not", "known"]
+    assert rest.index(next(line for line in rest if line.startswith("precision"))) > 5, "then the table"
 
 
 def test_the_comparison_says_which_is_better():
