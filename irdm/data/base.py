@@ -6,6 +6,7 @@ Letters: n rows, c channels, h height, w width.
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from irdm.progress import Say
 
 Shape = tuple[int, int, int]
 NAMED = 5  # images of one message
+AT_ONCE = 2**27  # numbers of the images that are read at once: 512 MiB, 682 colour images at 256 x 256
 
 
 class Split(ABC):
@@ -45,6 +47,10 @@ class Split(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """sha256 of every image and condition, in order."""
+
+    def at_once(self, most: int) -> int:
+        """How many images to read at once: `most`, or fewer where they are so large that these would fill 512 MiB."""
+        return max(1, min(most, AT_ONCE // math.prod(self.image_shape)))
 
     def look(self, progress: Say | None = None) -> None:  # noqa: B027 (most have nothing to look for)
         """Read every image once, of those that lie in files. Raises ValueError naming each that cannot be used."""

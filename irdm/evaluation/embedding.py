@@ -43,6 +43,7 @@ def embed(
     ranks = ranks or Ranks()
     own, parts, small = rows[ranks.share(len(rows))], [], []
     count = Meter("features", len(own), "images", progress)
+    micro_batch = split.at_once(micro_batch)
     for part in own.split(micro_batch):
         images = split.read(part)
         parts.append(extract(encoders, images.to(device), micro_batch))

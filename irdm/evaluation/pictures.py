@@ -1,11 +1,11 @@
-"""Pictures beside the numbers: some judged images, real ones, and the train images they resemble most.
+"""Pictures beside the numbers: some judged images, real ones, and the closest to train.
 
 Letters: n images, c channels, h height, w width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,45 +16,59 @@ from torch import Tensor
 
 from irdm.data.base import Split
 from irdm.files import replaced
-from irdm.metrics.neighbours import nearest_neighbours
+from irdm.metrics.score import Score
+from irdm.metrics.tables import Real, Table
 from irdm.ops.sampling import generator_for
 
 LARGE = 64  # pixels a side above which fewer images are shown
 ROOM = {False: (20, 10), True: (12, 5)}  # groups, and images of each, of images that are (not) large
 
-Pictures = tuple[UInt8[Tensor, "n c h w"], Sequence[str]]
+SIDES = ("judged", "copied", "fresh", "usual")
+"""Pictures of a page's pairs: judged images beside the train images they come alarmingly near, and typical fresh real
+images beside theirs."""
 
 
-def gallery(
-    generated: Split, real: Split | Pictures, train: Split | None = None, per_class: int = 10, seed: int = 0
-) -> dict[str, NDArray]:
+def gallery(generated: Split, real: Split | None, per_class: int = 10, seed: int = 0) -> dict[str, NDArray]:
     """Images of each class, of many classes of some evenly spaced; without classes, random ones.
 
     Args:
         generated: the judged images.
-        real: held-out images, or some of them as 8-bit pictures with captions.
-        train: training images; None leaves the neighbours out.
+        real: held-out images; None where there are none.
         per_class: images of a class; of large images at most five.
         seed: of the choice.
 
     Returns:
-        `generated` and `real`, uint8 [n, c, h, w], with `generated_captions` and `real_captions`, texts; and with train
-        the nearest of its images to each generated one, by pixels: `neighbours` and `neighbour_distance`.
+        `generated` and `real`, uint8 [n, c, h, w], with `generated_captions` and `real_captions`, texts.
     """
     rows = _chosen(generated, per_class, seed)
-    images = generated.read(rows)
-    arrays = {"generated": _pixels(images), "generated_captions": _texts(generated.conditions[rows].captions())}
-    if isinstance(real, Split):
-        beside = _chosen(real, per_class, seed)
-        arrays["real"] = _pixels(real.read(beside))
-        arrays["real_captions"] = _texts(real.conditions[beside].captions())
-    else:
-        arrays["real"], arrays["real_captions"] = real[0].numpy(), _texts(real[1])
-    if train is not None:
-        distance, index = (found[:, 0] for found in nearest_neighbours(images.flatten(1), _PixelRows(train)))
-        arrays["neighbours"] = _pixels(train.read(index))
-        arrays["neighbour_distance"] = distance.numpy().astype(np.float32)
-    return arrays
+    images = _pixels(generated.read(rows))
+    arrays = {"generated": images, "generated_captions": _texts(generated.conditions[rows].captions())}
+    if real is None:
+        return arrays | {"real": images[:0], "real_captions": _texts([])}
+    beside = _chosen(real, per_class, seed)
+    return arrays | {"real": _pixels(real.read(beside)), "real_captions": _texts(real.conditions[beside].captions())}
+
+
+def closest_pairs(scores: Mapping[str, Score], generated: Table, real: Real) -> dict[str, NDArray]:
+    """The pairs that the most alarming encoder of `near_copies` names, as thumbnails; {} where there are none.
+
+    Returns:
+        SIDES, uint8 [k, c, h, w]; `judged_ratio` and `fresh_ratio` float64 [k], how alarming each is (0 for a copy);
+        `judged_share` [k], the share of fresh real images that are as near to train.
+    """
+    found = scores["near_copies"].mean if "near_copies" in scores else None
+    tables = (generated.thumbnails, real.train.thumbnails, real.val.thumbnails)
+    if found is None or any(table is None or table.shape[1] not in (1, 3) for table in tables):
+        return {}
+    closest, typical = (np.array(found.notes[name], dtype=np.float64) for name in ("closest", "typical"))
+    rows = (closest[:, 0], closest[:, 1], typical[:, 0], typical[:, 1])
+    sources = (generated.thumbnails, real.train.thumbnails, real.val.thumbnails, real.train.thumbnails)
+    pictures = {
+        side: source[torch.from_numpy(row).long()].cpu().numpy()
+        for side, source, row in zip(SIDES, sources, rows, strict=True)
+        if source is not None
+    }
+    return pictures | {"judged_ratio": closest[:, 2], "judged_share": closest[:, 3], "fresh_ratio": typical[:, 2]}
 
 
 def write_samples(path: Path, arrays: dict[str, NDArray]) -> None:
@@ -69,10 +83,11 @@ def _chosen(split: Split, per_class: int, seed: int) -> Int64[Tensor, " n"]:
     each, strata = min(per_class, most), split.conditions.strata
     order = torch.randperm(len(split), generator=generator_for("gallery", seed))
     if strata is None:
-        return order[: each * each].sort().values
+        return order[: split.at_once(each * each)].sort().values
     there = strata.cpu().unique()
     steps = torch.linspace(0, len(there) - 1, min(groups, len(there)), dtype=torch.float64).round().long()
-    return torch.cat([order[strata.cpu()[order] == stratum][:each].sort().values for stratum in there[steps]])
+    rows = torch.cat([order[strata.cpu()[order] == stratum][:each].sort().values for stratum in there[steps]])
+    return rows[:: -(-len(rows) // split.at_once(len(rows)))]
 
 
 def _pixels(images: Tensor) -> UInt8[np.ndarray, "n c h w"]:
@@ -82,18 +97,3 @@ def _pixels(images: Tensor) -> UInt8[np.ndarray, "n c h w"]:
 def _texts(captions: Sequence[str]) -> NDArray:
     """Fixed-width unicode; names that are no unicode are written as they are printed."""
     return np.array([text.encode("utf-8", "backslashreplace").decode() for text in captions] or [""][:0], dtype=np.str_)
-
-
-class _PixelRows:
-    """Images as `irdm.ops.rows.Rows` [n, c h w], read as they are asked for."""
-
-    def __init__(self, split: Split):
-        self._split = split
-        self.shape = (len(split), int(np.prod(split.image_shape)))
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, index: slice | Tensor, /) -> Tensor:
-        rows = torch.arange(len(self))[index] if isinstance(index, slice) else index
-        return self._split.read(rows).flatten(1)

@@ -269,7 +269,8 @@ class _Job:
         """Write the parts that belong to no encoder, then say that the reference is whole."""
         stores = {"train": train, "val": val}
         if not (self.path / ROWS).exists():
-            shown, split = slice(0, SHEET), self.dataset.val
+            split = self.dataset.val
+            shown = slice(0, split.at_once(SHEET))
             images = (split.read(val.index[shown]) * 255).round().clamp(0, 255).to(torch.uint8)
             samples = {"images": images, **state_of(val.conditions[shown])}
             kept = slice(0, self.config.table_rows)

@@ -77,7 +77,8 @@ def build_store(
         encoders: {name: frozen module from images [n, c, h, w] in [0, 1] to features [n, d]}, on `device`.
         path: the store's directory, on a file system that all ranks share.
         seed: of the permutation of the rows.
-        micro_batch: images that are read and embedded at once; changes memory and, to rounding, features.
+        micro_batch: images that are read and embedded at once, fewer where they are very large; changes memory and, to
+            rounding, features.
         device: where the encoders are.
         ranks: this process among its peers.
         progress: receives a line of text every few seconds.
@@ -92,7 +93,7 @@ def build_store(
     """
     if micro_batch < 1 or shard_rows < 1:
         raise ValueError(f"Got micro_batch {micro_batch} and shard_rows {shard_rows}; expected at least 1 of each.")
-    path, ranks, say = Path(path), ranks or Ranks(), progress or silent
+    path, ranks, say, micro_batch = Path(path), ranks or Ranks(), progress or silent, split.at_once(micro_batch)
     what = store_identity(split, encoders, seed=seed, identity=identity, shard_rows=shard_rows)
     address, finished = hash_of(what), False
     with ExitStack() as held:

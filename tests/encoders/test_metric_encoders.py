@@ -16,7 +16,9 @@ pytest.importorskip("timm", reason="the panel's packages are not installed: pip 
 from safetensors.torch import load_file  # noqa: E402
 from tiny_panel import openai_names, tiny, write_tiny  # noqa: E402
 
+from irdm.conditions import Unconditional  # noqa: E402
 from irdm.data import ImagesConfig  # noqa: E402
+from irdm.data.base import TensorSplit  # noqa: E402
 from irdm.encoders import PanelBatteryConfig  # noqa: E402
 from irdm.encoders.families import RESIZES, load_encoder  # noqa: E402
 from irdm.encoders.panel import GROUPS, LITERATURE, METRICS_ONLY, PANEL, entries, expanded, fingerprint  # noqa: E402
@@ -261,3 +263,15 @@ def test_encoders_of_one_file_share_its_folder(folder, loaded):
     assert entry.located(folder).folder == folder / "inception" and not (folder / "inception_logits").exists()
     assert fingerprint(entry, folder) != fingerprint(write_tiny("inception", folder), folder)
     assert encoder(torch.rand(2, 3, 32, 32)).shape == (2, 1008)
+
+
+def test_very_large_images_are_read_a_few_at_a_time(monkeypatch):
+    images = torch.rand(9, 3, 8, 8)
+    split, read = TensorSplit(images, Unconditional(9)), []
+    monkeypatch.setattr(type(split), "read", lambda self, rows: (read.append(len(rows)), images[rows])[1])
+    one = embed(split, {"a": torch.nn.Flatten()})
+    monkeypatch.setattr("irdm.data.base.AT_ONCE", 2 * 3 * 8 * 8 + 1)
+    two = embed(split, {"a": torch.nn.Flatten()})
+    assert read == [9, 2, 2, 2, 2, 1] and torch.equal(one.features["a"], two.features["a"])
+    monkeypatch.setattr("irdm.data.base.AT_ONCE", 1)
+    assert split.at_once(64) == 1
