@@ -157,7 +157,7 @@ def damage(images: Images) -> tuple[Images, Float[Tensor, "n 5"]]:
     blur, fade, tint, pattern, noise = amounts.T[..., None, None, None]
     kernel = torch.exp(-(torch.arange(-2.0, 3) ** 2) / 2 / (0.05 + 0.9 * blur.view(n, 1)) ** 2)  # sd up to 0.95 pixels
     kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(c, 0)[:, None, None]
-    x = F.pad(images, (2, 2, 2, 2), mode="replicate").view(1, n * c, h + 4, w + 4)
+    x = F.pad(images, (2, 2, 2, 2), mode="replicate").reshape(1, n * c, h + 4, w + 4)
     x = F.conv2d(F.conv2d(x, kernel, groups=n * c), kernel.mT, groups=n * c).view(n, c, h, w)
     mean = x.mean((2, 3), keepdim=True)
     x = (mean + (x - mean) * (1 - 0.4 * fade)) * (1 + 0.15 * tint * torch.randn(n, c, 1, 1))
