@@ -13,7 +13,9 @@ import pytest
 from browser import needs_browser, opened
 from sklearn.datasets import load_digits
 
-from irdm.evaluation import Result, write_result
+from irdm.evaluation import Result, verdict_of, write_result
+from irdm.evaluation.defects import DEFECTS
+from irdm.evaluation.sensitivity import Cost, Rung, Sensitivity
 from irdm.files import read_manifest, write_manifest
 from irdm.images import save_png
 from irdm.log import MetricsLog
@@ -42,6 +44,18 @@ def fake_result(**more):
             label=label, direction=direction, says=f"What {label} says.", encoders=parts, notes={"n": 9}, **groups
         )
 
+    parts = {n: Estimate(value=3.0, control=1.02, p_real=1e-9, notes={"real_distance": 0.5}) for n in values}
+    far = Score(label="SW_w8", direction="lower", says="", encoders=parts)
+    judged = {"whitened_ratio": far, "precision": mean_score("Precision", "real", 0.7, 0.81)}
+    rungs = [
+        Rung(
+            defect=defect, level=level, says=DEFECTS[defect].at(level), excess=dict.fromkeys(values, seen * level**2),
+            scores={"whitened_ratio": {n: Cost(value=1.0, p=1 - seen) for n in values}},
+            seen=("distance",) if seen else (),
+        )
+        for defect, level, seen in (("noise", 4, 0.05), ("noise", 8, 0.05), ("cast", 5, 0))
+    ]  # fmt: skip
+    ladder = Sensitivity(of="", rows=119, held_out=HELD_OUT, real=dict.fromkeys(values, 0.5), rungs=tuple(rungs))
     frechet = {n: estimate(12.5 * v, 3.25, 2, name=f"FD-{n}", bias=0.5, warning=None) for n, v in values.items()}
     scores = {
         "sw_ratio": mean_score("SW_r8", "lower", 1, 1.012),
@@ -50,6 +64,7 @@ def fake_result(**more):
         "pickscore": Score(label="PickScore", direction="higher", says="Liking.", mean=Estimate(value=21.7)),
     }
     fields = {
+        "verdict": verdict_of(judged, ladder, trained=True), "ladder": ladder,
         "source": {"path": "runs/digits", "images": 1_437}, "reference": {"name": "digits", "train": 1077, "val": 360},
         "protocol": {"real": {"held_out": [*HELD_OUT]}}, "scores": scores,
         "warnings": ("Few images: <i>intervals</i> are wide.",),
@@ -139,7 +154,7 @@ class Page(HTMLParser):
         self.words.append(data)
 
 
-JUDGED = {"ruler", "encoders", "gallery"}
+JUDGED = {"ruler", "ladder", "encoders", "gallery"}
 TRAINED = {"check", "weights", "grad_norm", "lr", "images_per_second", "loss"} | {f"score-{name}" for name in HELD_IN}
 
 
@@ -153,7 +168,7 @@ def test_a_finished_run(tmp_path):
     for expected in (
         "The 1,437 images of digits, judged against digits (1,077 train and 360 fresh real images): SW_r8 is 1.13 "
         "under encoders that took no part in training (real images: 1.05) and 1.01 under those that may have (real",
-        "real control 1.01", "2 min 32 s", "0.74", "2 steps were skipped", "irdm train digits --rollout 2048", "2.13.0",
+        "real control 1.05", "2 min 32 s", "0.74", "2 steps were skipped", "irdm train digits --rollout 2048", "2.13.0",
         '"rollout": 2048', "2 CPU cores", "The alarm was raised once", "FD-masked", "21.7", "Few images: <i>",
     ):  # fmt: skip
         assert expected in page.text, expected
@@ -167,22 +182,39 @@ def test_every_score_is_shown_without_a_change_here(tmp_path):
             label="Oddness", direction="lower", says="Odd.", encoders={"x": Estimate(value=7.5, notes={"why": "so"})}
         ),
     }
-    write_result(tmp_path / "result.json", fake_result(scores=scores))
+    write_result(tmp_path / "result.json", fake_result(scores=scores, verdict=None, ladder=None))
     page = Page(write_report(tmp_path).read_text())
     for expected in ("Niceness ↑", "How nice <b>it</b> is.", "0.12", "Oddness ↓", "7.50", "Why", "so"):
         assert expected in page.text, expected
     assert "<b>it" not in page.source and "1.00" not in page.text and 'class="one"' not in page.source
 
 
+def test_the_verdict_is_said_first_on_every_page(tmp_path):
+    for folder in (fake_run(tmp_path / "digits", steps=6), fake_evaluation(tmp_path / "judged")):
+        page = Page(write_report(folder).read_text())
+        said = fake_result().verdict
+        assert said.sentence.startswith("Not real: as far from real as noise of ") and said.sentence in page.text
+        assert page.text.index(said.sentence) < page.text.index("The 1,437 images")
+        for expected in (
+            "distance objects SW_w8 3.00 where real is 1.02 (supervised) chance of that in real images below 0.0001",
+            "fidelity not known", "memorisation not known", "times the distance of 119 fresh real ones",
+            f"These are as far from real as {said.place.says}.", "Nothing here would have seen a colour cast of 5%.",
+        ):  # fmt: skip
+            assert expected in page.text, expected
+        assert 'class="here"' in page.source
+
+
 def test_no_score_at_all(tmp_path):
-    write_result(tmp_path / "result.json", fake_result(scores={}, source={}, reference={}, seconds={}))
+    write_result(
+        tmp_path / "result.json", fake_result(scores={}, source={}, reference={}, seconds={}, verdict=None, ladder=None)
+    )
     assert "judged against" in Page(write_report(tmp_path).read_text()).text
 
 
 def test_an_evaluation_has_no_training(tmp_path):
     page = Page(write_report(fake_evaluation(tmp_path / "judged")).read_text())
     assert set(page.figures) == JUDGED and LONG.strip() in page.text
-    assert "irdm train" not in page.text and page.figures == ["ruler", "gallery", "encoders"]
+    assert "irdm train" not in page.text and page.figures == ["ruler", "ladder", "gallery", "encoders"]
 
 
 def test_without_common_captions_all_images_are_one_group(tmp_path):
@@ -292,7 +324,7 @@ def test_any_leaf_may_be_damaged(tmp_path, name):
     whole = fake_result().scores
     few = {"encoders": {"mlp": whole["frechet_distance"].encoders["mlp"]}, "held_in": None, "held_out": None}
     scores = {key: whole[key].model_copy(update=few) for key in ("sw_ratio", "frechet_distance")}
-    write_result(run / "result.json", fake_result(scores=scores))
+    write_result(run / "result.json", fake_result(scores=scores, verdict=None, ladder=None))
     path, write = run / name, write_manifest
     if name == "metrics.jsonl":
         body = {key: part for key, part in json.loads(path.read_text()).items() if key != "crc"}

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from irdm.distributed import Ranks
-from irdm.evaluation import check_held_out, read_result
+from irdm.evaluation import read_result
 from irdm.log import read_log
 from irdm.presets import PRESETS
 from irdm.run import read_config
@@ -394,9 +394,3 @@ def test_learning_rate_follows_the_square_root_of_the_rollout():
     cosine = {"rollout": 5120, "steps": 100, "warmup": 10, "final_lr": 0.1}
     assert rate(0, **cosine) == pytest.approx(0.16e-6)
     assert rate(55, **cosine) == pytest.approx(1.6e-6 * 0.55)
-
-
-def test_the_alarm_needs_held_in_falling_while_held_out_rises_twice():
-    history = []
-    for held_in, held_out, alarm in [(3, 3, False), (2, 3.5, False), (1.5, 4, True), (1.4, 3.9, False)]:
-        assert check_held_out({"held_in": held_in, "held_out": held_out}, history)["alarm"] is alarm

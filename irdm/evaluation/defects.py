@@ -98,7 +98,7 @@ class NearCopies(Damaged):
 
 def rounded(pixels: Pixels) -> Float32[Tensor, "n c h w"]:
     """Pixels of 0 to 255 as images in [0, 1], every value k/255."""
-    return pixels.round().clamp(0, 255).float() / 255
+    return (pixels.round().clamp(0, 255).float() / 255).contiguous()
 
 
 def noise(pixels: Pixels, sd: float, generators: Sequence[torch.Generator]) -> Pixels:

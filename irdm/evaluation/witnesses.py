@@ -39,7 +39,7 @@ WITNESSES: Mapping[str, Mapping[str, Question]] = {
     "fidelity": {
         "precision": Question("low", "{value:%} precise where real is {control:%}", low=DEFECTS),
         "density": Question("both", "density {value} where real is {control}", low=DEFECTS, high=SMOOTH),
-        "nearest_neighbour_ratio": Question("high", "{value} times as far from train as real ({control})", high=DEFECTS),
+        "nearest_neighbour_ratio": Question("high", "{value} times as far from train, real {control}", high=DEFECTS),
     },
     "coverage": {
         "recall": Question("low", "{value:%} of real images reached where fresh ones reach {control:%}", low=MISSING),

@@ -60,7 +60,7 @@ SETS = {
 
 
 def split(images, labels, name):
-    pixels = torch.from_numpy(np.round(images)).float().clamp(0, 255) / 255
+    pixels = torch.from_numpy(np.round(images)).float().contiguous().clamp(0, 255) / 255
     return TensorSplit(pixels, Classes(torch.from_numpy(labels).long(), [str(i) for i in range(10)]), name)
 
 
