@@ -124,6 +124,12 @@ def describe(reference: OpenReference) -> Iterator[str]:
     for name, identity in plan["encoders"].items():
         split = "held out" if name in reference.held_out else "trains"
         yield f"  {name:16} {split:9} {_floor(reference.floors, name):>11}  {identity}"
+    if (ladder := reference.ladder) is not None:
+        yield f"sees       in {ladder.rows} val images that were damaged: who objects, and which encoders do not see it"
+        for rung in ladder.rungs:
+            if rung.stated:
+                blind = ", ".join(name for name in ladder.real if rung.says in ladder.blind(name))
+                yield f"  {rung.says:36} {', '.join(rung.seen or ()) or 'nobody':32} {blind}".rstrip()
     yield f"built by   {reference.manifest['command'] or 'a library call'}"
 
 
