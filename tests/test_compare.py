@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from metrics.tables import gaussian, real_side, table
 
-from irdm.compare import compare
+from irdm.compare import _rows, compare
 from irdm.evaluation import Result, evaluate_tables
 from irdm.metrics import EvaluationConfig, Score
 from irdm.metrics.pickscore import pickscore, win_rate
@@ -44,15 +47,84 @@ def test_the_better_one_is_found(results):
         assert mean["difference"] == pytest.approx(mean["b"] - mean["a"])
         assert mean["ci95"][0] < mean["difference"] < mean["ci95"][1] < 0
         assert set(found["metrics"][name]["per_encoder"]) == {"a", "b"}
-        assert found["metrics"][name]["held_out"] == found["metrics"][name]["per_encoder"]["b"]
+        assert found["metrics"][name]["held_out"]["p"] == found["metrics"][name]["per_encoder"]["b"]["p"]
     assert found["metrics"]["frechet_distance"]["mean"] is None
-    assert found["metrics"]["frechet_distance"]["per_encoder"]["a"]["better"] == "b"
+    assert found["metrics"]["frechet_distance"]["per_encoder"]["a"]["better"] == "b", "no mean: encoders are compared"
     assert compare(results[1], results[0])["metrics"]["sw_ratio"]["mean"]["better"] == "a"
+
+
+def test_the_verdict_is_the_distance_of_the_held_out_encoders(results):
+    found = compare(*results)
+    part = found["metrics"]["whitened_ratio"]["held_out"]
+    assert found["verdict"] | {"says": ""} == {
+        "says": "", "score": "whitened_ratio", "group": "held_out", "p": part["corrected"], "better": "b", "copies": [],
+    }  # fmt: skip
+    assert found["verdict"]["says"].startswith("B is better (SW_w2, held-out encoders: ")
+    assert part["corrected"] == pytest.approx(2 * part["p"]), "half of the error is the verdict's"
+    assert compare(results[1], result(seed=5))["verdict"]["says"].startswith("Neither is surely better (SW_w2")
 
 
 def test_a_result_does_not_differ_from_itself(results):
     part = compare(results[0], results[0])["metrics"]["sw_ratio"]["mean"]
-    assert (part["difference"], part["ci95"], part["better"]) == (0, [0, 0], None)
+    assert (part["difference"], part["ci95"], part["better"], part["p"]) == (0, [0, 0], None, 1)
+
+
+def test_the_p_of_a_difference_is_that_of_scipy(results):
+    for part in compare(*results)["metrics"]["sw_ratio"]["per_encoder"].values():
+        assert part["corrected"] is None and part["better"] is None, "the groups are compared, not each encoder"
+    a, b = (side.scores["mmd_ratio"].mean.replicates for side in results)
+    part = compare(*results)["metrics"]["mmd_ratio"]["mean"]
+    assert part["p"] == pytest.approx(scipy.stats.ttest_rel(a, b).pvalue)
+    low, high = scipy.stats.ttest_rel(b, a).confidence_interval()
+    assert part["ci95"] == pytest.approx([low, high])
+
+
+def copying(result, share, p):
+    """The same result with a share of near copies under one encoder."""
+    encoders = {"a": Estimate(value=share, control=0.01, p_real=p, replicates=(share,) * 10)}
+    encoders["b"] = Estimate(value=0.01, control=0.01, p_real=0.8, replicates=(0.01,) * 10)
+    score = Score(label="near copies of train", direction="real", says="", mean=encoders["a"], encoders=encoders)
+    return result.model_copy(update={"scores": result.scores | {"near_copies": score}})
+
+
+def test_near_copies_veto(results):
+    worse, better = results
+    found = compare(copying(worse, 0.01, 0.6), copying(better, 0.05, 1e-6))
+    assert (found["verdict"]["better"], found["verdict"]["copies"]) == (None, ["b"])
+    assert found["verdict"]["says"].startswith("B is nearer to train, and not better: it copies (SW_w2")
+    assert found["verdict"]["says"].endswith("B holds 5.0% near copies of train, of fresh real images 1.0% (a).")
+    assert all(part["better"] != "b" for metric in found["metrics"].values() for part in _rows(metric).values())
+    assert compare(copying(worse, 0.05, 1e-6), copying(better, 0.01, 0.6))["verdict"]["better"] == "b"
+    assert compare(copying(worse, 0.01, 0.6), copying(better, 0.012, 0.2))["verdict"]["better"] == "b"
+
+
+def equal_pairs(references, sources):
+    """Pairs of draws from one law under one reference each: in how many some row, and the verdict, finds a winner."""
+    some = verdicts = pairs = 0
+    for reference in range(references):
+        side = real_side(gaussian(400, 1000 * reference), gaussian(300, 1000 * reference + 1), ["b"])
+        drawn = [
+            evaluate_tables(table(gaussian(200, 1000 * reference + seed)), side, CONFIG, source={}, reference={})
+            for seed in range(2, 2 + sources)
+        ]
+        for one, two in itertools.combinations(drawn, 2):
+            found, pairs = compare(one, two), pairs + 1
+            rows = [part for m in found["metrics"].values() for part in _rows(m).values()]
+            some += any(part["better"] for part in rows)
+            verdicts += found["verdict"]["better"] is not None
+    return some, verdicts, pairs
+
+
+def test_of_equal_sources_hardly_any_row_looks_better():
+    some, verdicts, pairs = equal_pairs(references=3, sources=6)
+    assert pairs == 45 and some <= 6 and verdicts <= 4  # 2.2 and 1.1 expected at most
+
+
+@pytest.mark.slow
+def test_of_equal_sources_one_in_twenty_looks_better_at_most():
+    some, verdicts, pairs = equal_pairs(references=40, sources=4)
+    print(f"of {pairs} pairs of equal sources {some} have a winner in some row, {verdicts} in the verdict")
+    assert pairs == 240 and some <= 20 and verdicts <= 12  # 12 and 6 expected at most
 
 
 def of(direction, control, **replicates):

@@ -18,6 +18,7 @@ from irdm.metrics.intervals import (
     score_of,
     standard_error,
     student,
+    tightened,
     together,
     worst,
 )
@@ -67,6 +68,22 @@ def test_the_jackknife_of_a_mean_gives_back_the_rows_moved_to_no_other_mean():
     moved = jackknife(5.0, without)
     assert moved.mean().item() == pytest.approx(5)
     torch.testing.assert_close(moved - moved.mean(), rows - rows.mean())
+
+
+@pytest.mark.parametrize("away", [0.0, 0.1, 1.0])
+def test_tightened_replicates_have_the_variance_of_a_squared_distance(away):
+    """|mean|^2 of 100 normal rows in 5 dimensions: variance 4 |m|^2 / n + 2 d / n^2, the second part degenerate."""
+    n, d = 100, 5
+    rows = torch.from_numpy(np.random.default_rng(0).normal(away, 1, (400, n, d)))
+    linear, quadratic = 4 * d * away**2 / n, 2 * d / n**2
+    plain, tight = [], []
+    for sample in rows:
+        without = (sample.sum(0) - sample.reshape(10, 10, d).sum(1)) / 90
+        found = jackknife(sample.mean(0).square().sum().item(), without.square().sum(1))
+        plain.append(standard_error(found) ** 2)
+        tight.append(standard_error(tightened(found, quadratic, linear + quadratic)) ** 2)
+    assert np.mean(plain) == pytest.approx(linear + (2 + 1 / 9) * quadratic, rel=0.15)
+    assert np.mean(tight) == pytest.approx(linear + quadratic, rel=0.18)
 
 
 def test_folds_are_even_random_and_repeatable():
