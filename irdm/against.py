@@ -23,6 +23,7 @@ from irdm.evaluation import (
     EvaluationConfig,
     Real,
     Result,
+    closest_pairs,
     embed,
     evaluate_tables,
     gallery,
@@ -152,7 +153,8 @@ def evaluate_run(
         parts = sum(spent.get(name, 0.0) for name in ("encoders", "reference", "train", "evaluate"))
         spent["total"] = max(parts, total + spent["evaluate"])
         result = result.model_copy(update={"seconds": spent})
-        shown = gallery(generated, against.pictures, against.train_pictures, config.gallery, config.seed)
+        shown = gallery(generated, against.pictures, config.gallery, config.seed)
+        shown |= closest_pairs(result.scores, table, real)
         write_samples(target / "samples.npz", shown)
         pictures = torch.from_numpy(shown["generated"]).float() / 255
         save_png(target / "samples" / "final.png", image_grid(pictures, config.gallery))
@@ -199,8 +201,6 @@ class Against:
     """Encoders that are there and were not asked for."""
     pictures: Split
     """Some val images, for people."""
-    train_pictures: Split | None
-    """The train images, where they are at hand."""
     ladder: Callable[[], Sensitivity | None]
     """What the scores see here, read or measured when it is asked for."""
 
@@ -283,7 +283,6 @@ def open_real(
         opened.image_shape,
         tuple(name for name in opened.names if name not in used),
         opened.samples(),
-        None,
         lambda: opened.ladder,
     )
 
@@ -312,7 +311,7 @@ def _own_data(
         kept=None if missing else own.path / LADDER,
         progress=progress,
     )
-    return Against(real, battery, name, counts, dataset.image_shape, missing, dataset.val, dataset.train, ladder)
+    return Against(real, battery, name, counts, dataset.image_shape, missing, dataset.val, ladder)
 
 
 def _earlier(path: Path) -> Result | None:

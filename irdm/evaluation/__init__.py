@@ -6,7 +6,7 @@ It shares no loss with training and imports nothing of it (docs/design.md).
 from irdm.evaluation.embedding import embed, real_of
 from irdm.evaluation.gaming import check_held_out
 from irdm.evaluation.judging import QuickCheck, evaluate, judge
-from irdm.evaluation.pictures import gallery, write_samples
+from irdm.evaluation.pictures import closest_pairs, gallery, write_samples
 from irdm.evaluation.result import Result, evaluate_tables, read_result, write_result
 from irdm.evaluation.sensitivity import Sensitivity
 from irdm.evaluation.source import evaluate_source
@@ -23,6 +23,7 @@ __all__ = [
     "Table",
     "Verdict",
     "check_held_out",
+    "closest_pairs",
     "embed",
     "evaluate",
     "evaluate_source",

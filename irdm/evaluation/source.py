@@ -19,7 +19,7 @@ from irdm.data.checks import check_judged, handling
 from irdm.data.image_source import ImageSource, printable
 from irdm.data.images import pictures_like
 from irdm.distributed import Ranks
-from irdm.evaluation.pictures import Pictures, gallery, write_samples
+from irdm.evaluation.pictures import closest_pairs, gallery, write_samples
 from irdm.evaluation.result import RESULT, Result, evaluate_tables, write_result
 from irdm.evaluation.sensitivity import Sensitivity
 from irdm.files import locked, visible
@@ -43,7 +43,7 @@ def evaluate_source(
     image_shape: Shape,
     reference: Mapping[str, Any],
     missing: Sequence[str] = (),
-    pictures: Split | Pictures,
+    pictures: Split,
     ladder: Callable[[], Sensitivity | None] = lambda: None,
     prompts: Sequence[str] | None = None,
     scorers: Sequence[TextScorer] = (),
@@ -139,7 +139,8 @@ def evaluate_source(
             seeds={"evaluation": config.seed},
             command=command,
         )
-        write_samples(out / "samples.npz", gallery(split, pictures, None, config.gallery, config.seed))
+        shown = gallery(split, pictures, config.gallery, config.seed) | closest_pairs(result.scores, generated, real)
+        write_samples(out / "samples.npz", shown)
         spent = {"embed": embedded, "total": time.monotonic() - began}
         result = result.model_copy(update={"seconds": spent})
         write_result(out / RESULT, result)

@@ -222,8 +222,7 @@ def evaluate_against_statistics(
             seeds={"evaluation": config.seed},
             command=command,
         )
-        none = (torch.zeros(0, 3, height, width, dtype=torch.uint8), ())
-        write_samples(out / "samples.npz", gallery(split, none, None, config.gallery, config.seed))
+        write_samples(out / "samples.npz", gallery(split, None, config.gallery, config.seed))
         result = result.model_copy(update={"seconds": {"embed": embedded, "total": time.monotonic() - began}})
         write_result(out / RESULT, result)
         return result

@@ -62,24 +62,27 @@ def gallery(samples: Mapping[str, NDArray]) -> dict[str, Any] | None:
 
 
 def pairs(samples: Mapping[str, NDArray]) -> dict[str, Any] | None:
-    """Generated images beside their nearest train images: the closest, which copies would be, and typical ones."""
-    if "neighbours" not in samples or not len(samples["generated"]):
+    """Judged images beside the train images they come alarmingly near, and fresh real images beside theirs."""
+    if "judged" not in samples or not len(samples["judged"]):
         return None
-    distance = samples["neighbour_distance"]
-    order = np.argsort(distance, kind="stable")
-    start = max(PAIRS, min(len(order) - PAIRS, (len(order) - PAIRS) // 2))
     groups = []
-    for title, said, rows in (
-        ("The closest", "Copying would show here first.", order[:PAIRS]),
-        ("The typical", "Around the median distance.", order[start : start + PAIRS]),
+    for title, said, sides, ratios in (
+        ("The most alarming", "Copying would show here first.", ("judged", "copied"), samples["judged_ratio"]),
+        ("Fresh real images", "As near to train as half of them are.", ("fresh", "usual"), samples["fresh_ratio"]),
     ):
-        fake, real = (image_uris(samples[side][rows], PAIR_BYTES / (4 * PAIRS)) for side in ("generated", "neighbours"))
+        left, right = (image_uris(samples[side], PAIR_BYTES / (4 * PAIRS)) for side in sides)
+        share = samples["judged_share"] if sides[0] == "judged" else np.full(len(left), np.nan)
         cards = [
-            {"fake": f, "real": r, "caption": str(samples["generated_captions"][i]), "distance": float(distance[i])}
-            for f, r, i in zip(fake, real, rows, strict=True)
+            {"left": one, "right": other, "ratio": float(ratio), "often": None if np.isnan(often) else _often(often)}
+            for one, other, ratio, often in zip(left, right, ratios, share, strict=True)
         ]
         groups.append({"title": title, "said": said, "cards": cards})
-    return {"groups": [group for group in groups if group["cards"]], "count": len(order)}
+    return {"groups": groups}
+
+
+def _often(share: float) -> str:
+    """How often a fresh real image is as near to train, in words."""
+    return f"{100 * share:.2g}% of fresh" if share > 0 else "no fresh one"
 
 
 def latest_grid(folder: Path) -> dict[str, str] | None:

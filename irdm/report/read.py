@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from irdm.evaluation import Result, read_result
+from irdm.evaluation.pictures import SIDES
 from irdm.files import read_json, read_manifest
 from irdm.log import read_log
 
@@ -179,9 +180,12 @@ def _samples(path: Path) -> dict[str, NDArray]:
             arrays = {name: file[name] for name in file.files}
     except Exception as error:  # zipfile, zlib and NumPy's header parser have many words for "broken"
         raise ValueError(f"{path} cannot be read ({error!r}). {mend}") from None
-    for pictures, beside in (("generated", "generated_captions"), ("real", "real_captions"), ("neighbours", None)):
-        if pictures not in arrays and pictures == "neighbours":
-            continue
+    paired = SIDES if SIDES[0] in arrays else ()
+    for pictures, beside in (
+        ("generated", "generated_captions"),
+        ("real", "real_captions"),
+        *((side, None) for side in paired),
+    ):
         array = arrays.get(pictures, np.empty(0))
         if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1] not in (1, 3) or 0 in array.shape[2:]:
             raise ValueError(
@@ -191,9 +195,10 @@ def _samples(path: Path) -> dict[str, NDArray]:
         captions = arrays.get(beside) if beside else None
         if beside and (captions is None or captions.dtype.kind != "U" or captions.shape != (len(array),)):
             raise ValueError(f"{path}: {beside} are not {len(array)} texts, one for each of {pictures}. {mend}")
-    if "neighbours" in arrays:
-        distance = arrays.get("neighbour_distance", np.empty(0))
-        count = len(arrays["generated"])
-        if len(arrays["neighbours"]) != count or distance.shape != (count,) or not np.isfinite(distance).all():
-            raise ValueError(f"{path}: {count} generated images need as many neighbours and finite distances. {mend}")
+    for side, other, *numbers in (
+        (("judged", "copied", "judged_ratio", "judged_share"), ("fresh", "usual", "fresh_ratio")) if paired else ()
+    ):
+        count, known = len(arrays[side]), [arrays.get(name, np.empty(0)) for name in numbers]
+        if len(arrays[other]) != count or any(n.shape != (count,) or not np.isfinite(n).all() for n in known):
+            raise ValueError(f"{path}: {count} {side} images need as many {other} ones and finite numbers. {mend}")
     return arrays

@@ -13,9 +13,11 @@ from tiny_reference import tiny_battery
 from irdm.conditions import Classes, Unconditional
 from irdm.data import DigitsConfig
 from irdm.data.base import TensorSplit
-from irdm.evaluation import evaluate_tables, gallery, read_result, write_result, write_samples
+from irdm.evaluation import closest_pairs, evaluate_tables, gallery, read_result, write_result, write_samples
+from irdm.evaluation.pictures import SIDES
 from irdm.files import write_manifest
-from irdm.metrics import EvaluationConfig
+from irdm.metrics import EvaluationConfig, Table
+from irdm.metrics.memorisation import memorisation
 
 CONFIG = EvaluationConfig(directions=16, rff_features=32, resamples=4)
 DATA = DigitsConfig().build()
@@ -68,14 +70,11 @@ def test_damage_is_one_error_that_names_the_file(result, tmp_path):
         read_result(file)
 
 
-def test_the_gallery_shows_ten_of_each_class_beside_real_ones_and_their_neighbours(tmp_path):
-    shown = gallery(DATA.val, DATA.val, DATA.train)
-    assert shown["generated"].shape == shown["real"].shape == shown["neighbours"].shape == (100, 1, 8, 8)
-    assert shown["generated"].dtype == np.uint8 and shown["neighbour_distance"].dtype == np.float32
+def test_the_gallery_shows_ten_of_each_class_beside_real_ones(tmp_path):
+    shown = gallery(DATA.val, DATA.val)
+    assert shown["generated"].shape == shown["real"].shape == (100, 1, 8, 8)
+    assert shown["generated"].dtype == np.uint8
     assert shown["generated_captions"].tolist() == [str(digit) for digit in range(10) for _ in range(10)]
-    gap = (shown["generated"] / 255.0 - shown["neighbours"] / 255.0).reshape(100, -1)
-    np.testing.assert_allclose(np.linalg.norm(gap, axis=1), shown["neighbour_distance"], atol=0.02)
-    assert (gallery(DATA.train, DATA.val, DATA.train)["neighbour_distance"] == 0).all()
     write_samples(tmp_path / "samples.npz", shown)
     with np.load(tmp_path / "samples.npz", allow_pickle=False) as file:
         assert {name: file[name].tolist() for name in file.files} == {k: v.tolist() for k, v in shown.items()}
@@ -83,10 +82,10 @@ def test_the_gallery_shows_ten_of_each_class_beside_real_ones_and_their_neighbou
 
 def test_the_gallery_of_many_classes_large_images_or_none(tmp_path):
     many = TensorSplit(torch.rand(3000, 1, 4, 4), Classes(torch.arange(3000) % 100, [f"class {i}" for i in range(100)]))
-    shown = gallery(many, (torch.zeros(3, 1, 4, 4, dtype=torch.uint8), ["a", "bb", ""]))
+    shown = gallery(many, None)
     assert len(set(shown["generated_captions"])) == 20 and len(shown["generated"]) == 200
     assert {"class 0", "class 99"} <= set(shown["generated_captions"])
-    assert shown["real_captions"].tolist() == ["a", "bb", ""] and "neighbours" not in shown
+    assert shown["real"].shape == (0, 1, 4, 4) and shown["real_captions"].tolist() == []
     large = TensorSplit(torch.rand(60, 1, 70, 70), Classes(torch.arange(60) % 15, [str(i) for i in range(15)]))
     assert gallery(large, large)["generated"].shape == (48, 1, 70, 70), "12 classes of 4, all there are"
     plain = TensorSplit(torch.rand(300, 1, 4, 4), Unconditional(300))
@@ -96,10 +95,54 @@ def test_the_gallery_of_many_classes_large_images_or_none(tmp_path):
 
 
 def test_names_that_are_no_unicode_are_written_as_they_are_printed(tmp_path):
-    plain = TensorSplit(torch.rand(9, 1, 4, 4), Unconditional(9))
-    write_samples(tmp_path / "samples.npz", gallery(plain, (torch.zeros(1, 1, 4, 4, dtype=torch.uint8), ["caf\udce9"])))
+    odd = TensorSplit(torch.rand(9, 1, 4, 4), Classes(torch.arange(9) % 2, ["caf\udce9", "b"]))
+    write_samples(tmp_path / "samples.npz", gallery(odd, odd, per_class=1))
     with np.load(tmp_path / "samples.npz") as file:
-        assert file["real_captions"].tolist() == ["caf\\udce9"]
+        assert file["real_captions"].tolist() == ["caf\\udce9", "b"]
+
+
+def test_the_closest_pairs_are_those_that_the_score_names():
+    """Train images that were darkened and mirrored lie beside what they were; fresh ones beside their neighbours."""
+    small = [torch.unique((split.images * 255).byte(), dim=0) for split in (DATA.train, DATA.val)]
+    order = torch.Generator().manual_seed(0)
+    train, val = (part[torch.randperm(len(part), generator=order)] for part in small)
+    copies = (train[:20] * 0.95).round().byte().flip(3)
+    sides = [
+        Table({"a": torch.randn(len(part), 3, generator=order)}, Unconditional(len(part)), thumbnails=part)
+        for part in (torch.cat([val[:200], copies]), train, val[200:])
+    ]
+    real = real_side(*sides[1:])
+    scores = memorisation(sides[0], real, CONFIG)
+    shown = closest_pairs(scores, sides[0], real)
+    assert scores["near_copies"].mean.notes["encoder"] == "thumbnails"
+    assert all(shown[side].shape == (8, 1, 8, 8) and shown[side].dtype == np.uint8 for side in SIDES)
+    gap = np.abs(shown["judged"][..., ::-1] - shown["copied"] * 0.95).reshape(8, -1).max(1)
+    assert (gap <= 0.51).sum() >= 7 and (shown["judged_ratio"] < 0.2).all() and shown["judged_share"].max() < 0.02
+    assert (shown["fresh_ratio"] > 0.4).all() and closest_pairs({}, sides[0], real) == {}
+
+
+def test_judged_images_that_are_real_ones_are_said_or_refused():
+    train, val = (
+        Table({"a": torch.randn(n, 3)}, Unconditional(n), thumbnails=torch.randint(0, 256, (n, 1, 8, 8)).byte())
+        for n in (90, 80)
+    )
+    real, about = real_side(train, val), {"source": {"path": "x"}, "reference": {"name": "y"}}
+
+    def judged(parts):
+        pictures = torch.cat([table.thumbnails[rows] for table, rows in parts])
+        features = torch.cat([table.features["a"][rows] for table, rows in parts])
+        return Table({"a": features}, Unconditional(len(pictures)), thumbnails=pictures)
+
+    fresh = Table({"a": torch.randn(60, 3)}, Unconditional(60), thumbnails=torch.zeros(60, 1, 8, 8).byte())
+    every = slice(None)
+    some = evaluate_tables(judged([(fresh, every), (val, slice(9)), (train, slice(4))]), real, CONFIG, **about)
+    assert (some.source["in_val"], some.source["in_train"]) == (9, 4)
+    assert some.verdict.sentence.startswith("9 of the 73 judged images are held-out real images themselves")
+    assert "4 of the 73 judged images are train images, to the pixel." in some.warnings
+    none = evaluate_tables(fresh, real, CONFIG, **about)
+    assert (none.source["in_val"], none.source["in_train"]) == (0, 0) and "judged images are" not in str(none.warnings)
+    with pytest.raises(ValueError, match="All 60 judged images are held-out real images"):
+        evaluate_tables(judged([(val, slice(60))]), real, CONFIG, **about)
 
 
 def test_the_tiny_battery_is_the_same_every_time():
