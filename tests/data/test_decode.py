@@ -103,7 +103,7 @@ def test_greyscale(kind):
     data = encoded(RAMP, kind, **({"lossless": True} if kind == "WEBP" else {}))
     assert np.array_equal(pixels(data), GREY)
     assert np.array_equal(pixels(data, channels=1), RAMP[..., None])
-    assert header(data, "some/image") == (16, 24, kind != "WEBP"), "a WebP does not say that it is grey"
+    assert header(data, "some/image")[:3] == (16, 24, kind != "WEBP"), "a WebP does not say that it is grey"
 
 
 def test_what_is_grey():

@@ -97,10 +97,9 @@ def test_the_size_is_that_of_the_images_if_there_is_one(tmp_path):
     path = write(tmp_path / "square", 6, shape=(12, 12, 3))
     assert ImagesConfig(path=path).build().image_shape == (3, 12, 12)
     Image.new("RGB", (9, 9)).save(path / "cat" / "z.png")
-    with pytest.raises(ValueError, match="12 x 12, 9 x 9; expected squares of one size. Give --data.size"):
+    with pytest.raises(ValueError, match=r"12 x 12, 9 x 9; expected one size.*Give a size .*--size 32"):
         ImagesConfig(path=path).build()
-    with pytest.raises(ValueError, match="are 24 x 20; expected squares"):
-        ImagesConfig(path=write(tmp_path / "wide", 6)).build()
+    assert ImagesConfig(path=write(tmp_path / "wide", 6)).build().image_shape == (3, 20, 24)
     assert ImagesConfig(path=path, size=8).build().image_shape == (3, 8, 8)
 
 
