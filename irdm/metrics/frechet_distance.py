@@ -59,8 +59,7 @@ def frechet_distances(generated: Table, real: Real, config: EvaluationConfig) ->
         value = target.to(_merged(parts))
         without = torch.tensor([target.to(_merged([p for p in parts if p is not left_out])) for left_out in parts])
         quadratic = (found["real_spread"] * found["real_distance"] * n / size) ** 2 / (1 + 2 * n / target.count)
-        real_variance = (found["real_spread"] * value) ** 2
-        distances[name] = tightened(jackknife(value, without.double()), quadratic, real_variance)
+        distances[name] = tightened(jackknife(value, without.double()), quadratic)
         controls[name] = target.to(Moments.of(row_blocks(Picked(real.val.features[name], fresh), BLOCK)))
         dim = len(target.real.mean)
         details[name] = {

@@ -43,25 +43,21 @@ def jackknife(value: float, without: Float64[Tensor, " k"]) -> Float64[Tensor, "
     return value + (len(without) - 1) * (without.mean() - without)
 
 
-def tightened(replicates: Float64[Tensor, " k"], quadratic: float, real: float) -> Float64[Tensor, " k"]:
+def tightened(replicates: Float64[Tensor, " k"], quadratic: float) -> Float64[Tensor, " k"]:
     """Replicates of a squared distance, moved together until their variance is that of the distance.
 
     Of a statistic with a linear part of variance L and a degenerate quadratic one of variance Q the jackknife over k
-    groups finds L + (2 + 1/(k - 1)) Q, of which 1 + 1/(k - 1) times Q is taken away; at most what leaves Q alone. Where
-    more is left than fresh real images have, relative to their distance, the mean of both is taken: by luck a distance
-    is small, and all that is relative to it large.
+    groups finds L + (2 + 1/(k - 1)) Q, of which 1 + 1/(k - 1) times Q is taken away; at most what leaves Q alone.
 
     Args:
         replicates: from the jackknife.
         quadratic: the variance Q.
-        real: variance of the same mean of real draws.
     """
     k, found = len(replicates), standard_error(replicates) ** 2
     if not found > 0:
         return replicates
     twice, mean = 1 + 1 / (k - 1), replicates.mean()
-    left = max(found / (1 + twice), found - twice * quadratic)
-    return mean + math.sqrt(min(left, (left + real) / 2) / found) * (replicates - mean)
+    return mean + math.sqrt(max(1 / (1 + twice), 1 - twice * quadratic / found)) * (replicates - mean)
 
 
 def fold_means(rows: Float64[Tensor, " n"], fold: Int64[Tensor, " n"]) -> Float64[Tensor, " k"]:

@@ -20,9 +20,9 @@ as good. Q follows from V: for n rows against m target rows of the same law L = 
 relative to the squared distance. The replicates are tightened by that much.
 
 So log r has the variance V/s + (L + Q)/t, from which its interval (log scale: never negative), and for fresh real
-images in the place of the judged ones V/s + V/t, from which `p_real`, one-sided; there the judged rows' own variance
-counts where it is larger: with heavy tails val may not hold a row like the one that made the distance. Rows are shared
-by encoders, so the interval of a mean over encoders counts their correlation. All of it is conditional on the target
+images in the place of the judged ones V/s + V/t, from which `p_real`, one-sided; there the mean of V and of the judged
+rows' own variance counts where that is larger: with heavy tails val may not hold a row like the one that made the
+distance. Rows are shared by encoders, so the interval of a mean over encoders counts their correlation. All of it is conditional on the target
 rows (train, or val for the unseen ratio).
 
 Letters: n rows of a draw, d features, t judged draws, s real draws, b draws in all, g deals, e encoders, k folds.
@@ -150,9 +150,8 @@ class _Found:
         self.values[name], self.controls[name] = value, halves[1] / halves[0]
         self.moves[name] = moved - moved.mean(1, keepdim=True)
         replicates = torch.stack([_without_folds(target, rows[draw]) for draw in judged]).mean(0)
-        one = self._variance([name]) / self.draws
-        quadratic = one / (1 + 2 * n / target.count) / (value or 1.0) ** (2 * target.power)
-        self.replicates[name] = value * tightened(replicates, quadratic, one)
+        quadratic = self._variance([name]) / self.draws / (1 + 2 * n / target.count)  # relative
+        self.replicates[name] = value * tightened(replicates, quadratic / (value or 1.0) ** (2 * target.power))
         self.details[name] = {"real_distance": denominator, "real_spread": math.sqrt(self._variance([name]))}
 
     def estimate(self, names: Sequence[str]) -> Estimate:
@@ -173,7 +172,8 @@ class _Found:
         judged = standard_error(replicates) / value, len(replicates) - 1.0
         error, freedom = together(denominator, judged)
         width = student(freedom) * error
-        as_real = max(judged, (math.sqrt(variance / self.draws), FREEDOM))
+        real = variance / self.draws
+        as_real = math.sqrt(max(real, (real + judged[0] ** 2) / 2)), FREEDOM
         return found.model_copy(
             update={
                 "ci95": (value * math.exp(-width), value * math.exp(width)),

@@ -70,8 +70,8 @@ def test_the_jackknife_of_a_mean_gives_back_the_rows_moved_to_no_other_mean():
     torch.testing.assert_close(moved - moved.mean(), rows - rows.mean())
 
 
-@pytest.mark.parametrize("away", [0.0, 0.1, 1.0])
-def test_tightened_replicates_have_the_variance_of_a_squared_distance(away):
+@pytest.mark.parametrize(("away", "most"), [(0.0, 1.45), (0.1, 1.15), (1.0, 1.15)])
+def test_tightened_replicates_have_the_variance_of_a_squared_distance(away, most):
     """|mean|^2 of 100 normal rows in 5 dimensions: variance 4 |m|^2 / n + 2 d / n^2, the second part degenerate."""
     n, d = 100, 5
     rows = torch.from_numpy(np.random.default_rng(0).normal(away, 1, (400, n, d)))
@@ -81,9 +81,9 @@ def test_tightened_replicates_have_the_variance_of_a_squared_distance(away):
         without = (sample.sum(0) - sample.reshape(10, 10, d).sum(1)) / 90
         found = jackknife(sample.mean(0).square().sum().item(), without.square().sum(1))
         plain.append(standard_error(found) ** 2)
-        tight.append(standard_error(tightened(found, quadratic, linear + quadratic)) ** 2)
+        tight.append(standard_error(tightened(found, quadratic)) ** 2)
     assert np.mean(plain) == pytest.approx(linear + (2 + 1 / 9) * quadratic, rel=0.15)
-    assert np.mean(tight) == pytest.approx(linear + quadratic, rel=0.18)
+    assert 0.85 < np.mean(tight) / (linear + quadratic) < most
 
 
 def test_folds_are_even_random_and_repeatable():

@@ -79,7 +79,7 @@ def summary(rows, log):
         values, low, high = np.log(values), np.log(low), np.log(high)
     truth, sd = values.mean(), values.std(ddof=1)
     covered = np.mean((low <= truth) & (truth <= high))
-    width = np.sqrt(np.mean(np.square((high - low) / 2))) / (1.96 * sd) if sd else np.nan
+    width = np.mean(high - low) / 2 / (1.96 * sd) if sd else np.nan
     return covered, width, np.mean(chances < 0.05), np.mean(chances < 0.01)
 
 
