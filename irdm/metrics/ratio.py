@@ -20,10 +20,10 @@ as good. Q follows from V: for n rows against m target rows of the same law L = 
 relative to the squared distance. The replicates are tightened by that much.
 
 So log r has the variance V/s + (L + Q)/t, from which its interval (log scale: never negative), and for fresh real
-images in the place of the judged ones V/s + V/t, from which `p_real`, one-sided; there the mean of V and of the judged
+images in the place of the judged ones V/s + V/t, from which `p_real`, one-sided. There the mean of V and of the judged
 rows' own variance counts where that is larger: with heavy tails val may not hold a row like the one that made the
-distance. Rows are shared by encoders, so the interval of a mean over encoders counts their correlation. All of it is conditional on the target
-rows (train, or val for the unseen ratio).
+distance. Rows are shared by encoders, so the interval of a mean over encoders counts their correlation. All of it is
+conditional on the target rows (train, or val for the unseen ratio).
 
 Letters: n rows of a draw, d features, t judged draws, s real draws, b draws in all, g deals, e encoders, k folds.
 """
