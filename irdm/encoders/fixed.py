@@ -162,7 +162,8 @@ class Correlation(nn.Module):
 class Tone(nn.Module):
     """By channel: log mean, log spread, skewness and a soft histogram of the image; correlations of the channels.
 
-    Sees brightness, contrast, colour casts, clipping. Blind to where anything is.
+    Of images averaged to at most 32 x 32: a histogram needs no more. Sees brightness, contrast, colour casts, clipping.
+    Blind to where anything is.
     """
 
     levels: Tensor
@@ -170,11 +171,12 @@ class Tone(nn.Module):
 
     def __init__(self, channels: int, levels: int = 8):
         super().__init__()
+        self.side = 32
         self.register_buffer("levels", (torch.arange(levels) + 0.5) / levels)
         self.register_buffer("pairs", torch.triu_indices(channels, channels, 1))
 
     def forward(self, images: Images) -> Rows:
-        x = images.flatten(2)
+        x = shrink(images, self.side).flatten(2)
         mean = x.mean(2)
         deviation = x - mean[:, :, None]
         energy = deviation.square().mean(2) + EPS

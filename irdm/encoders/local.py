@@ -9,14 +9,14 @@ For a domain without a good pretrained encoder. Fitted on the train split only, 
 | bands | log energies of wavelets | 64 |
 | patches | sizes of responses to random whitened patches | 32 |
 | content | a classifier's logits; convolutions, no brightness, no contrast | classes - 1, at most 16 |
+| tone | mean, spread, skewness and histogram of an image's values | 24 |
 | damage | how much noise, blur, pattern was added, as a network tells it | 16 |
 | correlation | correlations of neighbouring pixels and of colours | 32 |
 | layout | a classifier's logits; a perceptron on 16 x 16 pixels | classes - 1, at most 16 |
-| tone | mean, spread, skewness and histogram of an image's values | 24 |
 
-The first five train by default and the others judge. A defect that an eye sees has a witness on both sides, and the
-two fail differently: bands and patches (fixed filters) beside damage (learned) and correlation (ratios of energies);
-content (local) beside layout (global); pixels and pca (where) beside tone (how much).
+The first six train by default and the others judge. A defect that an eye sees has a witness on both sides, and the two
+fail differently: bands and patches (fixed filters) beside damage (learned) and correlation (ratios of energies);
+content (local, without brightness and contrast), pixels, pca and tone beside layout (global, with them).
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ ENCODERS: dict[str, tuple[Maker, int | None]] = {  # a view, and the numbers it 
     "bands": (lambda shape, outputs, width: Bands(shape[0]), 64),
     "patches": (lambda shape, outputs, width: Patches(shape), 32),
     "content": (Content, 16),
+    "tone": (lambda shape, outputs, width: Tone(shape[0]), 24),
     "damage": (lambda shape, outputs, width: Damage(shape, width), 16),
     "correlation": (lambda shape, outputs, width: Correlation(shape[0]), 32),
     "layout": (Layout, 16),
-    "tone": (lambda shape, outputs, width: Tone(shape[0]), 24),
 }
 UNLABELLED = 32  # outputs of content and layout where there are no classes to tell apart
 ROWS_A_NUMBER = 8  # images that one whitened number takes at least
@@ -72,9 +72,9 @@ class LocalBatteryConfig(Config):
 
     kind: Literal["local"] = "local"
     """Name of this kind of battery."""
-    held_in: tuple[str, ...] = ("pixels", "pca", "bands", "patches", "content")
+    held_in: tuple[str, ...] = ("pixels", "pca", "bands", "patches", "content", "tone")
     """Encoders that train the generator."""
-    held_out: tuple[str, ...] = ("damage", "correlation", "layout", "tone")
+    held_out: tuple[str, ...] = ("damage", "correlation", "layout")
     """Encoders that only judge it."""
     width: int = Field(default=16, ge=1, le=2**14)
     """Channels of the first convolution; hidden layers of the perceptron are eight times as wide."""

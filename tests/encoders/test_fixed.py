@@ -103,7 +103,7 @@ def test_correlations_do_not_see_contrast_nor_brightness():
 
 
 def test_tones_are_moments_and_shares_of_pixels():
-    image = noise(1, 3, 40, 40).square()
+    image = noise(1, 3, 30, 30).square()
     rows, x = Tone(3)(image)[0].double(), image[0].flatten(1).double().numpy()
     assert np.allclose(rows[:3], np.log(x.mean(1) + 0.02), atol=1e-5)
     assert np.allclose(rows[3:6], np.log(x.var(1)), atol=2e-3), "EPS is small beside it"
