@@ -114,6 +114,8 @@ class Sensitivity(Config):
     held_out: tuple[str, ...]
     real: dict[str, float]
     """Distance of as many fresh real images to train, by encoder."""
+    spread: dict[str, float]
+    """Standard deviation of its logarithm from draw to draw."""
     rungs: tuple[Rung, ...]
 
     def ratios(self, excess: Mapping[str, float]) -> dict[str, float]:
@@ -154,7 +156,8 @@ class Sensitivity(Config):
             for rung in self.rungs
         )
         held_out = tuple(name for name in self.held_out if name in names)
-        return self.model_copy(update={"real": kept(self.real), "held_out": held_out, "rungs": tuple(rungs)})
+        sizes = {"real": kept(self.real), "spread": kept(self.spread)}
+        return self.model_copy(update={**sizes, "held_out": held_out, "rungs": tuple(rungs)})
 
 
 def _sees(rung: Rung, encoder: str | None) -> bool:
@@ -257,6 +260,7 @@ def measure(
         rows=count,
         held_out=real.held_out,
         real={name: part.notes["real_distance"] for name, part in clean.encoders.items()},
+        spread={name: part.notes["real_spread"] for name, part in clean.encoders.items()},
         rungs=tuple(rungs),
     )
     if kept is not None:
@@ -330,9 +334,9 @@ def _brief(value: float) -> float:
 def place(ladder: Sensitivity, judged: Mapping[str, float], worst: str | None) -> Place | None:
     """The rung that a set of images is as far from real as.
 
-    The defect and the level, between two levels too, whose ratios over encoders come nearest to those of the images, in
-    logarithms; or, where none explains half of them, the first defect that the encoder `worst` sees, at the level that
-    is as far to that one. None where neither is there.
+    The defect and the level, between two levels too, whose ratios over encoders come nearest to those of the images:
+    their logarithms, in units of how far real draws move, by least squares. Where none explains half of that, the first
+    defect that the encoder `worst` sees, at the level that is as far to that one. None where neither is there.
 
     Args:
         ladder: of the real side that the images were judged against.
@@ -368,13 +372,17 @@ def _place(defect: str, level: float, encoder: str | None, beyond: bool) -> Plac
 
 
 def _logs(ladder: Sensitivity, found: Mapping[str, float], names: list[str]) -> np.ndarray:
-    """Logarithms [e] of the ratios of a ladder."""
+    """Logarithms [e] of the ratios of a ladder, in units of their spread."""
     ratios = ladder.ratios(found)
-    return np.log([ratios[name] for name in names])
+    return np.log([ratios[name] for name in names]) / _spread(ladder, names)
+
+
+def _spread(ladder: Sensitivity, names: list[str]) -> np.ndarray:
+    return np.array([max(ladder.spread[name], TINY) for name in names])
 
 
 def _curve(ladder: Sensitivity, defect: str, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Levels [l], between those measured and below the first, and the logarithms [l, e] of the ratios there.
+    """Levels [l], between those measured and below the first, and `_logs` [l, e] of what is there.
 
     Between two levels D^2 is a power of the level; below the first it is the square, where a level starts from 0.
     """
@@ -392,7 +400,7 @@ def _curve(ladder: Sensitivity, defect: str, names: list[str]) -> tuple[np.ndarr
         fine = np.exp(np.interp(steps, known, np.log(levels)))
         between = np.exp(np.stack([np.interp(steps, known, np.log(column)) for column in squares.T], axis=1))
     real = np.array([ladder.real[name] for name in names])
-    return fine, np.log(np.sqrt(1 + between / real**2))
+    return fine, np.log(np.sqrt(1 + between / real**2)) / _spread(ladder, names)
 
 
 def write_sensitivity(path: Path, found: Sensitivity) -> None:

@@ -146,7 +146,14 @@ def ladder(**curves):
         for name, (bands, layout) in curves.items()
         for level in levels[name]
     ]
-    return Sensitivity(of="", rows=100, held_out=(), real=dict.fromkeys(ENCODERS, 1.0), rungs=tuple(rungs))
+    return Sensitivity(
+        of="",
+        rows=100,
+        held_out=(),
+        real=dict.fromkeys(ENCODERS, 1.0),
+        spread=dict.fromkeys(ENCODERS, 0.1),
+        rungs=tuple(rungs),
+    )
 
 
 def test_a_set_is_placed_on_the_ladder_whatever_its_number_of_images():
