@@ -26,7 +26,7 @@ class Eval(Config):
     each score stands what fresh real images get. Under torchrun several processes share the work.
 
       irdm eval generated --against real                  a folder or an archive against another of real images
-      irdm eval generated --against flowers               against a reference, which is made once
+      irdm eval generated --against references/flowers    against a reference, which is made once
       irdm eval images.zip --against runs/digits          against the data of a run
       irdm eval runs/digits                               a run again, on its own data or reference
     """
