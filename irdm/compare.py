@@ -29,7 +29,7 @@ FEWEST = 4  # replicates: an interval from fewer says nothing
 LEVEL = 0.05  # of all rows together
 PRIMARY = ("whitened_ratio", "sw_ratio")
 """The verdict: the first of these that both results have, by the held-out encoders where there are any."""
-COPIES = ("near_copies", "copies")
+COPIES = "near_copies"
 """The veto: the first of these that both results have."""
 ALARM = 0.01  # a share of copies that so few fresh draws have, corrected for the number of encoders
 GROUPS = ("mean", "held_in", "held_out")
@@ -165,12 +165,12 @@ def _primary(metrics: Mapping[str, Any]) -> tuple[str, str] | None:
 
 def _copying(a: Result, b: Result) -> dict[str, str]:
     """Of the results that return more training images than fresh real ones would seem to: what is to be said."""
-    name = next((name for name in COPIES if name in a.scores and name in b.scores), None)
     found = {}
     for side, result in (("a", a), ("b", b)):
-        alarm = worst(result.scores[name]) if name else None
-        if name and alarm and alarm[1] < ALARM:
-            score, seen = result.scores[name], result.scores[name].encoders[alarm[0]]
+        score = result.scores.get(COPIES)
+        alarm = worst(score) if score else None
+        if score and alarm and alarm[1] < ALARM:
+            seen = score.encoders[alarm[0]]
             if seen.value > (seen.control or 0.0):
                 real = "" if seen.control is None else f", of fresh real images {seen.control:.1%}"
                 found[side] = f"{seen.value:.1%} {score.label}{real} ({alarm[0]})"

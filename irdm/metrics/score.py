@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from pydantic import field_validator
+
 from irdm.config import Config
 
 Interval = tuple[float, float]
@@ -34,6 +36,13 @@ class Estimate(Config):
     """See the contract above."""
     notes: dict[str, Any] = {}
     """What else is worth saying of this number, such as the dimensions of a covariance."""
+
+    @field_validator("value", "control", "ci95")
+    @classmethod
+    def _zero_has_no_sign(cls, number: Any) -> Any:
+        if isinstance(number, tuple):
+            return tuple(end + 0.0 for end in number)
+        return None if number is None else number + 0.0
 
 
 class Score(Config):

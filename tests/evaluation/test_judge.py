@@ -75,7 +75,9 @@ def test_copies_of_train_look_better_than_real_except_where_copies_are_looked_fo
     assert len(generated) == 600 and any("judging: sw_ratio" in stage for stage in stages)
     assert values["sw_ratio"] < 1 and 0.85 < values["sw_ratio_unseen"] < 1.2
     assert 0.8 < scores["sw_ratio"].mean.control < 1.25
-    assert values["nearest_neighbour_ratio"] == 0 and values["copies"] == values["closeness"] == 1
+    assert values["nearest_neighbour_ratio"] == 0 and values["near_copies"] > 0.9 and values["closeness"] == 1
+    assert scores["near_copies"].mean.p_real < 1e-9 and "thumbnails" in scores["near_copies"].encoders
+    assert scores["near_copies"].held_out.value == scores["near_copies"].encoders["two"].value
     assert values["authenticity"] == 0 and values["label_accuracy"] > 0.9
     assert scores["sw_ratio"].notes["law"] == "stratified"
     assert scores["sw_ratio"].held_out.value == scores["sw_ratio"].encoders["two"].value

@@ -20,6 +20,7 @@ from irdm.metrics import EvaluationConfig, Table
 from irdm.metrics.copies import excess
 from irdm.metrics.memorisation import _permuted, memorisation
 from irdm.metrics.neighbours import nearest_neighbours
+from irdm.metrics.score import Estimate
 
 TRAIN, FRESH = gaussian(600, 0), gaussian(200, 1)
 
@@ -108,6 +109,11 @@ def test_no_interval_leaves_the_values_that_a_share_can_have():
             low, high = estimate.ci95
             assert 0 <= low <= high and (high <= 1 or name == "nearest_neighbour_ratio")
             assert "-" not in f"{low:.2f}{estimate.value:.2f}"
+
+
+def test_zero_has_no_sign():
+    found = Estimate(value=-0.0, control=-0.0, ci95=(-0.0, 0.5))
+    assert "-" not in f"{found.value}{found.control}{found.ci95}" and Estimate(value=-1.0).value == -1
 
 
 def test_a_store_larger_than_memory_gives_the_same_numbers(monkeypatch):
