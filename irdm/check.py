@@ -171,7 +171,8 @@ class Needs:
             return f"{stored.name}, {stored.plan['train']['count']} images, {len(stored.names)} encoders"
         image_shape, spec = self.shape
         width = sum(dim for _, dim in encoder_costs(config.battery, image_shape, spec).values())
-        mend = "`irdm reference build NAME --train DIR --val DIR --panel panel`, then --reference references/NAME"
+        mend = f"`irdm reference build NAME --train DIR --val DIR --panel panel --size {image_shape[1]}`, then "
+        mend += "--reference references/NAME"
         try:
             rows = len(self.dataset.train) + len(self.dataset.val)
         except (ValueError, OSError):
