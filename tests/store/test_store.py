@@ -25,7 +25,7 @@ from torch import nn
 
 from irdm.conditions import Unconditional
 from irdm.data.base import TensorSplit
-from irdm.features import extract
+from irdm.features import extract, thumbnails
 from irdm.files import hash_of, read_manifest, write_manifest
 from irdm.metrics.tables import row_order
 from irdm.ops.rows import Rows, row_blocks, sample_rows
@@ -44,6 +44,24 @@ def test_rows_are_those_of_direct_extraction(folder, built):
         assert isinstance(rows, Rows) and rows.shape == (IMAGES, expected[name].shape[1]) and len(rows) == IMAGES
         assert torch.allclose(rows[:], expected[name][built.index], atol=1e-6)
     assert len(built) == IMAGES and "conv" in built and "other" not in built
+
+
+def test_thumbnails_lie_beside_the_features(folder, built, tmp_path):
+    split = pictures(folder)
+    small = built.thumbnails
+    assert small is not None and small.shape == (IMAGES, 3, SIZE, SIZE) and small[:3].dtype == torch.uint8
+    assert torch.equal(small[:], (split.images[built.index] * 255).round().to(torch.uint8)), "images that are small"
+    points = TensorSplit(torch.rand(9, 6, 1, 1), Unconditional(9))
+    assert build_store(points, {"flat": nn.Flatten()}, tmp_path / "points").thumbnails is None
+
+
+def test_large_images_are_averaged_and_halves_rounded_up():
+    levels = torch.randint(0, 256, (5, 3, 64, 96), generator=torch.Generator().manual_seed(0))
+    means = levels.unflatten(3, (32, 3)).unflatten(2, (32, 2)).double().mean((3, 5))
+    expected = (means + 0.5).floor().to(torch.uint8)
+    small = thumbnails(levels.float() / 255)
+    assert small.shape == (5, 3, 32, 32) and torch.equal(small, expected)
+    assert (means % 1 == 0.5).sum() > 500, "ties are many"
 
 
 def test_files_are_plain_safetensors(built):
