@@ -69,7 +69,7 @@ def understand(words: list[str]) -> None:
     elif name == "eval":
         from irdm.commands.eval import configured
 
-        configured(given, given.reference or given.source)
+        configured(given, given.against or given.source)
 
 
 COMMANDS_TYPED = [(name, words) for name, page in PAGES.items() for words in typed(page.read_text(encoding="utf-8"))]
