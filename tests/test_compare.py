@@ -209,3 +209,24 @@ def test_shared_luck_cancels():
 def test_too_few_replicates_are_refused():
     with pytest.raises(ValueError, match=r"x, mean has 3 and 3 replicates.*4 or more"):
         of("lower", None, a=[1, 2, 3], b=[1, 2, 3])
+
+
+DEFECTS = {
+    "blur": lambda rows, train: rows * 0.93,
+    "noise": lambda rows, train: rows + 0.3 * torch.randn(rows.shape),
+    "contrast": lambda rows, train: rows.mean(0) + 1.05 * (rows - rows.mean(0)),
+    "shift": lambda rows, train: rows + 0.2,
+    "near copies": lambda rows, train: torch.cat([train[: len(rows) // 4] + 0.005, rows[len(rows) // 4 :]]),
+}
+
+
+@pytest.mark.parametrize("defect", list(DEFECTS))
+def test_no_defect_makes_images_better(defect):
+    """The same rows, whole and with a defect: no row of the table prefers the defect."""
+    train, clean = gaussian(400, 0), gaussian(200, 2)
+    side = real_side(train, gaussian(300, 1), ["b"])
+    damaged = {name: DEFECTS[defect](rows, train[name]) for name, rows in clean.items()}
+    pair = [evaluate_tables(table(rows), side, CONFIG, source={}, reference={}) for rows in (clean, damaged)]
+    found = compare(*pair)
+    assert not [name for name, m in found["metrics"].items() for part in _rows(m).values() if part["better"] == "b"]
+    assert found["verdict"]["copies"] == (["b"] if defect == "near copies" else [])

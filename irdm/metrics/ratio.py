@@ -39,10 +39,11 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from irdm.metrics.base import MIN_ROWS, EvaluationConfig, Law, Pool
-from irdm.metrics.intervals import FOLDS, chance, jackknife, over_encoders, standard_error, student, tightened, together
+from irdm.metrics.intervals import chance, jackknife, over_encoders, standard_error, student, tightened, together
 from irdm.metrics.score import Estimate, Score
 from irdm.ops.rows import Rows
 
+PARTS = 20  # folds of a judged draw: with fewer the t of a comparison has long tails
 MOST_DRAWS = 8  # disjoint real draws behind a denominator: more would take longer than they are worth
 FREEDOM = 12.0  # degrees of freedom of V, as redrawing shows (docs/log.md)
 
@@ -195,7 +196,7 @@ class _Found:
 def _without_folds(target: Target, rows: Float[Tensor, "n d"]) -> Float64[Tensor, " k"]:
     """Jackknife replicates of the distance of n rows in random order, relative to it."""
     every = torch.arange(len(rows))
-    fold = every % min(FOLDS, len(rows))
+    fold = every % min(PARTS, len(rows))
     draws = [every, *((fold != k).nonzero()[:, 0] for k in range(int(fold.max()) + 1))]
     whole, *without = target.distances(rows, draws).tolist()
     if not whole > 0:
