@@ -335,8 +335,9 @@ def place(ladder: Sensitivity, judged: Mapping[str, float], worst: str | None) -
     """The rung that a set of images is as far from real as.
 
     The defect and the level, between two levels too, whose ratios over encoders come nearest to those of the images:
-    their logarithms, in units of how far real draws move, by least squares. Where none explains half of that, the first
-    defect that the encoder `worst` sees, at the level that is as far to that one. None where neither is there.
+    their logarithms in units of how far real draws move, by the sum of absolute differences, so that an odd encoder
+    does not decide. Where none explains half of that, the first defect that the encoder `worst` sees, at the level that
+    is as far to that one. None where neither is there.
 
     Args:
         ladder: of the real side that the images were judged against.
@@ -348,9 +349,9 @@ def place(ladder: Sensitivity, judged: Mapping[str, float], worst: str | None) -
     if not target.any():
         return None
     curves = {name: _curve(ladder, name, names) for name in dict.fromkeys(rung.defect for rung in ladder.rungs)}
-    losses = {name: ((logs - target) ** 2).sum(1) for name, (_, logs) in curves.items()}
+    losses = {name: np.abs(logs - target).sum(1) for name, (_, logs) in curves.items()}
     name = min(losses, key=lambda name: losses[name].min())
-    if losses[name].min() <= (1 - LIKE) * (target**2).sum():
+    if losses[name].min() <= (1 - LIKE) * target.sum():
         levels, logs = curves[name]
         at = int(losses[name].argmin())
         beyond = len(levels) > 1 and at == len(levels) - 1 and target.sum() > logs[at].sum() * (1 + 1 / FINE)
