@@ -18,7 +18,7 @@ from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
 from irdm.metrics.base import EvaluationConfig, Pool, Pools
-from irdm.metrics.copies import both_sides, described, exact_repeats, excess, neighbours_of
+from irdm.metrics.copies import both_sides, described, exact_repeats, excess, natural_excess, neighbours_of
 from irdm.metrics.intervals import fold_means, folds, interval, jackknife, score_of
 from irdm.metrics.neighbours import nearest_neighbours
 from irdm.metrics.score import Estimate, Score
@@ -30,29 +30,27 @@ BLOCK = 1024
 
 
 def duplicates(generated: Table, real: Real, config: EvaluationConfig) -> dict[str, Score]:
-    """Share of the judged images that repeat another; the control is that of a draw of train, both against val.
+    """Share of the judged images that repeat another, beyond that of val; the control is of halves of val.
 
-    As many rows of each, at most `manifold_rows`; the note `exact` counts repeats to the pixel among all judged images.
+    As many rows of both, at most `manifold_rows`; the note `exact` counts repeats to the pixel among all judged images.
     Empty where there are no thumbnails.
     """
     pools = Pools.of(generated, real)
-    count = min(config.manifold_rows, *map(len, (pools.generated, pools.val, pools.train)))
+    count = min(config.manifold_rows, len(pools.generated), len(pools.val))
     train = real.train.thumbnails
     if train is None or generated.thumbnails is None or real.val.thumbnails is None:
         return {}
     places = described(train)
-    judged, fresh, usual = (
-        _repeats(side, count, places, config.seed, side is pools.train)
-        for side in (pools.generated, pools.val, pools.train)
-    )
-    found, natural = excess(judged, fresh), excess(usual, fresh)
+    judged, fresh = (_repeats(side, count, places, config.seed) for side in (pools.generated, pools.val))
+    found, natural = excess(judged, fresh), natural_excess(fresh, count, config.seed)
     repeated = (judged <= found.limit).double()
     replicates = fold_means(repeated, folds(count, config.seed)) - (fresh <= found.limit).double().mean()
     low, high = interval(replicates)
     estimate = Estimate(
         value=found.excess,
         ci95=(max(0.0, low), max(0.0, high)),
-        control=natural.excess,
+        control=natural.mean().item(),
+        control_error=natural.std().item(),
         p_real=both_sides(found.chance),
         replicates=tuple(replicates.tolist()),
         notes={"exact": exact_repeats(generated.thumbnails), "images": len(generated)},
@@ -107,13 +105,12 @@ def vendi_score(features: Float[Tensor, "n d"]) -> float:
     return torch.special.entr(share).sum().exp().item()
 
 
-def _repeats(pool: Pool, count: int, train: Float32[Tensor, "m d"], seed: int, is_train: bool) -> Float64[Tensor, " n"]:
-    """Distance of images of a draw to the nearest earlier one, over that to the fifth nearest (other) train image."""
+def _repeats(pool: Pool, count: int, train: Float32[Tensor, "m d"], seed: int) -> Float64[Tensor, " n"]:
+    """Distance of images of a draw to the nearest earlier one, over that to the fifth nearest train image."""
     numbers, pictures = pool.sample(count, "duplicates", seed), pool.table.thumbnails
     assert pictures is not None
     rows = described(pictures[numbers]).to(train)
-    k = neighbours_of(train) - is_train
-    far = nearest_neighbours(rows, train, k, own=numbers if is_train else None)[0][:, -1].double()
+    far = nearest_neighbours(rows, train, neighbours_of(train))[0][:, -1].double()
     near = []
     for start in range(0, count, BLOCK):
         block = rows[start : start + BLOCK]
