@@ -133,7 +133,7 @@ def test_an_altered_manifest_and_another_version_are_refused(copied, monkeypatch
         open_reference(copied)
     manifest.write_text(text)
     monkeypatch.setattr("irdm.store.reference.FORMAT", 9)
-    with pytest.raises(ValueError, match="version 2; this irdm reads version 9"):
+    with pytest.raises(ValueError, match="version 3; this irdm reads version 9"):
         open_reference(copied)
 
 
