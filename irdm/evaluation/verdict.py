@@ -10,7 +10,8 @@ from collections.abc import Mapping
 
 from irdm.config import Config
 from irdm.evaluation.gaming import gamed
-from irdm.evaluation.sensitivity import DISTANCE, Place, Sensitivity, excess, place
+from irdm.evaluation.placing import Place, place
+from irdm.evaluation.sensitivity import DISTANCE, Sensitivity, excess
 from irdm.evaluation.witnesses import Said, Witness, witnesses
 from irdm.metrics.score import Estimate, Score
 

@@ -8,7 +8,8 @@ from metrics.tables import gaussian, real_side, table
 
 from irdm.evaluation import check_held_out, judge, verdict_of
 from irdm.evaluation.gaming import gamed
-from irdm.evaluation.sensitivity import ASKED, Cost, Place, Rung, Sensitivity
+from irdm.evaluation.placing import Place
+from irdm.evaluation.sensitivity import ASKED, Cost, Rung, Sensitivity
 from irdm.evaluation.witnesses import ALPHA, WITNESSES, Said, witnesses
 from irdm.metrics import EvaluationConfig
 from irdm.metrics.score import Estimate, Score
