@@ -5,11 +5,13 @@ encoders with their weights, settings, seeds, the number of images), and so are 
 to the score, and replicate k of both results stands for the same noise, conditions or prompts, or for the same fold of
 rows. Differences are those of pairs of replicates, by Student's t: luck that both generators share cancels.
 
-Every score has a target: lower, higher, or what fresh real images score. Of the last, better is nearer to it, for sure:
-the two differ, and their middle lies on one side of real. Many rows are printed, and of two equal generators one row or
-the other would look better by chance. So one is the verdict, named beforehand (`PRIMARY`), and may err in 2.5% of
-comparisons; all others together may err in another 2.5% (Holm, with these weights). And who returns training images is
-not better, whatever else is: near copies veto.
+Every score has a target, and nothing is better than real. Where lower or higher is good, the one that loses must be
+further than fresh real images are (its `p_real`); where what they score is best, the two must differ and their middle
+must lie on one side of it. So an unlucky draw of real images is not beaten by the same images blurred.
+
+Many rows are printed, and of two equal generators one row or the other would look better by chance. So one is the
+verdict, named beforehand (`PRIMARY`), and may err in 2.5% of comparisons; all others together may err in another 2.5%
+(Holm, with these weights). And who returns training images is not better, whatever else is: near copies veto.
 """
 
 from __future__ import annotations
@@ -56,9 +58,9 @@ def compare(a: Result, b: Result) -> dict[str, Any]:
         `verdict` {says, better, score, group, p, copies}: a sentence, "a", "b" or None, the score that decides and its
         group (both None when neither result has one), its corrected p, and the results that near copies veto;
         `metrics` {name: {label, direction, mean, held_in, held_out, per_encoder {encoder: part}}}. A part is {a, b,
-        difference (b - a), ci95, p, corrected, better}; a group that has no mean is None. p is the probability that two
-        equal generators differ as much; `corrected` counts the rows that are compared, a score's groups or else its
-        encoders, and is None for the others. `better` is "a" or "b" where `corrected` is below 0.05.
+        difference (b - a), ci95, p, corrected, better}; a group that has no mean is None. p is the probability that
+        chance alone makes one look better as surely; `corrected` counts the rows that are compared, a score's groups
+        or else its encoders, and is None for the others. `better` is "a" or "b" where `corrected` is below 0.05.
 
     Raises:
         ValueError: saying every difference between the protocols; for scores that only one has, or too few replicates.
@@ -136,7 +138,9 @@ def _part(where: str, direction: Direction, a: Estimate, b: Estimate) -> dict[st
     apart, freedom = theirs - ours, sizes[0] - 1
     p, up = chance(apart.mean().item(), standard_error(apart), freedom), apart.mean() > 0
     better = "b" if up == (direction == "higher") else "a"
-    if direction == "real":
+    if direction != "real":
+        p = max(p, (a if better == "b" else b).p_real or 0.0)
+    else:
         better = None
         if a.control is not None and b.control is not None:
             middle, real = (ours + theirs) / 2, (a.control + b.control) / 2
