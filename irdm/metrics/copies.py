@@ -52,7 +52,7 @@ class Found(NamedTuple):
     excess: float
     """Share of the judged images at least as near as `limit`, less that of the fresh ones; at least 0."""
     limit: float
-    """The ratio at which most is left over."""
+    """The ratio up to which images are counted: that of the most alarming level, among all ratios or the fresh ones."""
     chance: float
     """Probability that fresh real images in the place of the judged ones are as near, at the most alarming level."""
 
@@ -86,13 +86,16 @@ def described(pictures: Rows) -> Float32[Tensor, "n d"]:
 
 def excess(judged: Float64[Tensor, " n"], fresh: Float64[Tensor, " v"]) -> Found:
     """The test on how alarming judged and fresh images are, smaller being more so."""
-    together = torch.cat([judged, fresh]).sort().values
+    together, alone = torch.cat([judged, fresh]).sort().values, fresh.sort().values
     total, found = len(together), []
     for level in LEVELS:
-        limit = together[max(0, round(level * total) - 1)]
+        limit, natural = (ordered[max(0, round(level * len(ordered)) - 1)] for ordered in (together, alone))
         ours, theirs = int((judged <= limit).sum()), int((fresh <= limit).sum())
         chance = float(stats.hypergeom.sf(ours - 1, total, ours + theirs, len(judged)))
-        found.append(Found(max(0.0, ours / len(judged) - theirs / len(fresh)), float(limit), chance))
+        # where many are copies, the smallest ratios are theirs alone: the level of fresh ones leaves none of them out
+        limit = torch.maximum(limit, natural)
+        ours, theirs = ((side <= limit).double().mean().item() for side in (judged, fresh))
+        found.append(Found(max(0.0, ours - theirs), float(limit), chance))
     most = min(found, key=lambda one: (one.chance, -one.excess))
     return most._replace(chance=min(1.0, len(LEVELS) * most.chance))
 
