@@ -100,7 +100,7 @@ def test_the_chance_of_manifold_scores_is_that_of_real_draws():
 @pytest.mark.parametrize("metric", ["sw_ratio", "whitened_ratio", "mmd_ratio", "frechet", "manifold"])
 @pytest.mark.parametrize("world", list(WORLDS))
 def test_intervals_and_chances_over_200_redrawn_worlds(world, metric):
-    """The table of docs/log.md, which says where an interval is too wide; heavy tails have little variance to estimate."""
+    """The table of docs/log.md, which says where intervals are too wide; heavy tails have little variance to find."""
     for name, of in calibration(world, metric, 200).items():
         for where, rows in of.items():
             covered, width, often, rarely = summary(rows, log="ratio" in name)
