@@ -77,8 +77,8 @@ def run(given: Eval, command: str) -> int:
         raise ValueError(f"There is no {given.source}; give a run directory, a folder or an archive of images.")
     if not is_run and against is None:
         raise UsageError(
-            f"{given.source} is no run; say what its images are compared with: irdm eval {given.source} --against REAL, "
-            "where REAL is a folder or an archive of real images, a reference or a run"
+            f"{given.source} is no run; say what its images are compared with: irdm eval {given.source} --against "
+            "REAL, where REAL is a folder or an archive of real images, a reference or a run"
         )
     if not is_run and against is not None and given.source.resolve() == against.resolve():
         raise UsageError(f"{given.source} is compared with itself; give other real images to --against")

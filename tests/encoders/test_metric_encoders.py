@@ -105,6 +105,7 @@ def test_logits_are_those_of_torch_fidelity_without_the_bias(inception):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("size", SIZES)
 def test_fid_is_that_of_torch_fidelity_at_any_size(size, inception, tmp_path):
     """24 and 24 images, in files, by the whole pipeline of either."""
@@ -119,6 +120,7 @@ def test_fid_is_that_of_torch_fidelity_at_any_size(size, inception, tmp_path):
         fid=True,
         cuda=False,
         cache=False,
+        save_cpu_ram=True,  # no worker processes
         verbose=False,
         batch_size=8,
         feature_extractor_weights_path=str(inception.path),
