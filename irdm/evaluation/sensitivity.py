@@ -31,7 +31,7 @@ from irdm.data.base import Dataset, Split
 from irdm.evaluation.defects import DEFECTS, Damaged
 from irdm.evaluation.embedding import embed
 from irdm.evaluation.judging import judge
-from irdm.evaluation.witnesses import ALPHA, WITNESSES, witnesses
+from irdm.evaluation.witnesses import ALPHA, SHARES, witnesses
 from irdm.files import hash_of, read_manifest, write_manifest
 from irdm.metrics.base import EvaluationConfig
 from irdm.metrics.intervals import chance as chance_of
@@ -298,7 +298,7 @@ def _costs_of(distances: Mapping[str, float], clean: Score) -> dict[str, Cost]:
 def _by_distance(costs: Mapping[str, Cost]) -> tuple[str, ...]:
     """Whether the distance would object even if all other witnesses were asked, and had no doubt."""
     alarm = min(cost.p for cost in costs.values() if cost.p is not None)
-    return ("distance",) if alarm * len(costs) * len(WITNESSES) <= ALPHA else ()
+    return ("distance",) if alarm * len(costs) <= ALPHA * SHARES["distance"] else ()
 
 
 def _costs(score: Score) -> dict[str, Cost]:

@@ -17,6 +17,9 @@ from irdm.metrics.score import Estimate, Score
 ALPHA = 0.05
 """Share of sets of real images to which some witness objects."""
 
+SHARES = {"distance": 1 / 2, "fidelity": 1 / 6, "coverage": 1 / 6, "memorisation": 1 / 6}
+"""Of ALPHA that each witness may spend: half for the distance, which asks every encoder about everything."""
+
 Side = Literal["low", "high", "both"]
 
 
@@ -97,7 +100,7 @@ def witnesses(scores: Mapping[str, Score]) -> tuple[Witness, ...]:
         heard[name] = tuple(sorted(found, key=lambda one: 2.0 if one.p is None else one.p))
         if known := {one.score: one.p for one in found if one.p is not None}:
             chances[name] = min(holm(known).values())
-    corrected = holm(chances)
+    corrected = holm(chances, {name: SHARES[name] for name in chances})
     return tuple(Witness(name=name, p=corrected.get(name), evidence=found) for name, found in heard.items())
 
 

@@ -99,10 +99,10 @@ def test_the_good_side_of_a_control_is_no_objection():
 
 
 def test_chances_are_corrected_for_all_that_was_asked():
-    """0.004 of one encoder is 0.008 of two, and with a second score 0.016; the first of four witnesses has 0.064."""
+    """0.004 of one encoder is 0.008 of two, with a second score 0.016, by a witness that may spend a sixth 0.096."""
     one = fine(precision=score("precision", "real", 0.9, 0.99, 0.008))  # one-sided: half
     fidelity = witnesses(one)[1]
-    assert fidelity.p == pytest.approx(0.004 * 2 * 2 * 4) and not fidelity.objects and fidelity.p > ALPHA
+    assert fidelity.p == pytest.approx(0.004 * 2 * 2 * 6) and not fidelity.objects and fidelity.p > ALPHA
 
 
 def test_nothing_is_called_real_that_nobody_knows():
