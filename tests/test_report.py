@@ -55,7 +55,14 @@ def fake_result(**more):
         )
         for defect, level, seen in (("noise", 4, 0.05), ("noise", 8, 0.05), ("cast", 5, 0))
     ]  # fmt: skip
-    ladder = Sensitivity(of="", rows=119, held_out=HELD_OUT, real=dict.fromkeys(values, 0.5), rungs=tuple(rungs))
+    ladder = Sensitivity(
+        of="",
+        rows=119,
+        held_out=HELD_OUT,
+        real=dict.fromkeys(values, 0.5),
+        spread=dict.fromkeys(values, 0.1),
+        rungs=tuple(rungs),
+    )
     frechet = {n: estimate(12.5 * v, 3.25, 2, name=f"FD-{n}", bias=0.5, warning=None) for n, v in values.items()}
     scores = {
         "sw_ratio": mean_score("SW_r8", "lower", 1, 1.012),
@@ -83,7 +90,12 @@ def fake_samples(folder, images=None, captions=None, neighbours=True):
         captions = np.array([f"class {i % 20}" for i in range(len(images))])
     third = len(images) // 3
     real = slice(third, third + 100)
-    near = {"neighbours": images[:100], "neighbour_distance": np.linspace(2, 0.5, 100, dtype=np.float32)}
+    near = {side: images[start : start + 8] for start, side in enumerate(("judged", "copied", "fresh", "usual"))}
+    near |= {
+        "judged_ratio": np.linspace(0.01, 0.5, 8),
+        "judged_share": np.linspace(0, 0.02, 8),
+        "fresh_ratio": np.ones(8),
+    }
     np.savez(
         folder / "samples.npz", generated=255 - images[:100], generated_captions=captions[:100], real=images[real],
         real_captions=captions[real], **(near if neighbours else {}),
@@ -381,15 +393,18 @@ def test_broken_files_are_named(tmp_path, name, content, message):
         ({"generated": np.zeros((2, 1, 8, 8))}, "generated is float64"),
         ({"real": np.zeros((2, 8, 8, 3), np.uint8)}, "real is uint8"),
         ({"real_captions": np.array([1, 2])}, "real_captions are not 2 texts"),
-        ({"neighbour_distance": np.array([1, np.nan])}, "2 generated images need as many neighbours and finite"),
-        ({"neighbours": np.zeros((1, 1, 8, 8), np.uint8)}, "2 generated images need as many"),
+        ({"judged_share": np.array([1, np.nan])}, "2 judged images need as many copied ones and finite numbers"),
+        ({"usual": np.zeros((1, 1, 8, 8), np.uint8)}, "2 fresh images need as many usual ones"),
+        ({"copied": np.zeros((2, 1, 8, 8))}, "copied is float64"),
     ],
 )
 def test_broken_pictures_are_named(tmp_path, changed, message):
     write_result(tmp_path / "result.json", fake_result())
     images, captions = np.zeros((2, 1, 8, 8), np.uint8), np.array(["a", "b"])
     arrays = {"generated": images, "generated_captions": captions, "real": images, "real_captions": captions}
-    np.savez(tmp_path / "samples.npz", **(arrays | {"neighbours": images, "neighbour_distance": np.ones(2)} | changed))
+    near = dict.fromkeys(("judged", "copied", "fresh", "usual"), images)
+    near |= dict.fromkeys(("judged_ratio", "judged_share", "fresh_ratio"), np.ones(2))
+    np.savez(tmp_path / "samples.npz", **(arrays | near | changed))
     with pytest.raises(ValueError, match=f"samples.npz: {message}"):
         write_report(tmp_path)
 
