@@ -55,7 +55,7 @@ def place(ladder: Sensitivity, judged: Mapping[str, float], worst: str | None) -
         levels, logs = curves[name]
         at = int(losses[name].argmin())
         beyond = len(levels) > 1 and at == len(levels) - 1 and target.sum() > logs[at].sum() * (1 + 1 / FINE)
-        return _place(name, levels[at], None, beyond)
+        return _place(name, float(levels[at]), None, bool(beyond))
     if worst not in names:
         return None
     column = names.index(worst)
@@ -63,7 +63,7 @@ def place(ladder: Sensitivity, judged: Mapping[str, float], worst: str | None) -
         last = [rung for rung in ladder.rungs if rung.defect == name][-1]
         if len(levels) > 1 and sees(last, worst):
             reached = np.flatnonzero(logs[:, column] >= target[column])
-            return _place(name, levels[reached[0] if len(reached) else -1], worst, not len(reached))
+            return _place(name, float(levels[reached[0] if len(reached) else -1]), worst, not len(reached))
     return None
 
 

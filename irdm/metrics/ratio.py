@@ -172,7 +172,8 @@ class _Found:
         denominator = math.sqrt(variance / times), FREEDOM
         judged = standard_error(replicates) / value, len(replicates) - 1.0
         error, freedom = together(denominator, judged)
-        width = student(freedom) * error
+        # of a log-normal number with this relative error: the error itself where it is small, finite where it is not
+        width = student(freedom) * math.sqrt(math.log1p(error**2))
         real = variance / self.draws
         as_real = math.sqrt(max(real, (real + judged[0] ** 2) / 2)), FREEDOM
         return found.model_copy(

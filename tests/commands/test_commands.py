@@ -322,11 +322,11 @@ def test_the_verdict_is_the_first_line():
 
 
 def test_the_comparison_says_which_is_better():
-    part = {"a": 2.0, "b": 1.0, "difference": -1.0, "ci95": [-1.5, -0.5], "better": "b"}
+    part = {"a": 2.0, "b": 1.0, "difference": -1.0, "ci95": [-1.5, -0.5], "better": "b"} | {"p": 0.01, "corrected": 0.2}
     metrics = {
         "x": {"label": "X", "mean": part, "held_in": None, "held_out": part | {"better": None}, "per_encoder": {}},
         "y": {"label": "Y", "mean": None, "held_in": None, "held_out": None, "per_encoder": {"mae": part}},
     }
     lines = [line.split() for line in comparison_table({"metrics": metrics}).splitlines()[1:]]
-    row = ["2.00", "1.00", "-1.00", "-1.50", "to", "-0.50"]
+    row = ["2.00", "1.00", "-1.00", "-1.50", "to", "-0.50", "0.0100", "0.20"]
     assert lines == [["X", *row, "B", "is", "better"], ["held", "out", *row], ["Y", "mae", *row, "B", "is", "better"]]

@@ -25,7 +25,7 @@ from irdm.store import FeatureStore
 def test_two_ranks_write_the_same_files(folder, built, tmp_path):
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     out, _ = run(folder, tmp_path / "store", launcher=launcher)
-    assert out.count("finished 70") == 2
+    assert out.count("finished") == out.count("70") == 2, "lines of two processes may interleave"
     assert content(tmp_path / "store") == content(built.path)
 
 
