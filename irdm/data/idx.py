@@ -15,7 +15,7 @@ from pydantic import Field
 
 from irdm.conditions import Classes, draw
 from irdm.config import Config
-from irdm.data.base import Dataset, TensorSplit, shared
+from irdm.data.base import Dataset, TensorSplit, shared, unshared
 from irdm.data.image_source import number_names, printable
 
 PARTS = {"train": ("train-images", "train-labels"), "val": ("t10k-images", "t10k-labels")}
@@ -43,6 +43,8 @@ class IdxConfig(Config):
     """At most this many images of each part, drawn by `split_seed` with the classes in proportion: for a trial."""
     split_seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the order of the rows, and of what `limit` leaves."""
+    drop_shared: bool = False
+    """Leave held-out images out that are also training images, which are refused otherwise."""
 
     def build(self) -> Dataset:
         """Images [n, 1, h, w] in memory, 4 bytes a pixel, their rows shuffled.
@@ -74,6 +76,8 @@ class IdxConfig(Config):
         sizes = {part: split.image_shape for part, split in splits.items()}
         if sizes["train"] != sizes["val"]:
             raise ValueError(f"{self.path}: training images are {sizes['train']} and held-out ones {sizes['val']}.")
+        if self.drop_shared:
+            splits["val"] = splits["val"].only(unshared(**splits))
         shared(**splits)
         return splits
 

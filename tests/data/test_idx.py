@@ -70,3 +70,11 @@ def test_other_mistakes_are_named(folder):
         IdxConfig(path=folder[0] / "nowhere").build()
     with pytest.raises(ValueError, match="labels go up to 2, but there are names for 2 classes"):
         IdxConfig(path=folder[0], names=("a", "b")).build()
+
+
+def test_held_out_images_that_are_training_images_are_refused_or_left_out(folder):
+    path, (train, _, val, _) = folder
+    (path / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(np.concatenate([train[:5], val[5:]]))))
+    with pytest.raises(ValueError, match="5 of the 12 held-out images .* are also training images"):
+        IdxConfig(path=path).build()
+    assert len(IdxConfig(path=path, drop_shared=True).build().val) == 7
