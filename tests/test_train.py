@@ -23,7 +23,18 @@ from irdm.train import train
 
 IRDM = [sys.executable, "-m", "irdm.cli"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "irdm.cli"]
-SLOW_ENOUGH = ["--steps", "150", "--rollout", "256", "--micro-batch", "96", "--check-every", "50"]
+SLOW_ENOUGH = [
+    "--steps",
+    "150",
+    "--rollout",
+    "256",
+    "--micro-batch",
+    "96",
+    "--check-every",
+    "50",
+    "--evaluation.ladder",
+    "0",
+]
 
 
 @pytest.fixture(scope="module")
