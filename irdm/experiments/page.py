@@ -20,8 +20,7 @@ change the network, the noise and the references; the data split and the local e
 --record docs` writes this page from `docs/results/*.json`.
 
 **The local battery has changed since**: these were recorded with the encoders before those that see defects
-([log](log.md#the-studies-again)), and of `batch`, `estimator` and `peers` with the draws before [one
-law](log.md#one-law-of-draws).
+([log](log.md#the-studies-again)), and `peers` with the draws before [one law](log.md#one-law-of-draws), too.
 """
 
 
