@@ -1,5 +1,11 @@
 """Many images, many classes, wide features: what is kept and what is shown stay of a size that can be opened."""
 
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
 import torch
 from torch import nn
 
@@ -47,3 +53,44 @@ def test_a_reference_of_a_thousand_classes_and_large_images_is_light(tmp_path):
     assert "1000: class 0, class 143" in shown and max(map(len, shown.splitlines())) < 200
     sizes = [file.stat().st_size for file in (tmp_path / "r").rglob("*") if file.is_file()]
     assert sum(sizes) < 25_000_000, "features, thumbnails, 500 rows of tables, 60 images; not the images"
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads Linux's own account of memory")
+def test_memory_does_not_grow_when_a_large_store_is_repaired(tmp_path):
+    """Every kept file is compared with its hash, and a shard is made again, in the memory of a few micro-batches."""
+    code = """
+        import shutil, sys
+        from pathlib import Path
+        import torch
+        from torch import nn
+        from irdm.conditions import Unconditional
+        from irdm.data.base import TensorSplit
+        from irdm.store import build_store
+
+        def anonymous():
+            lines = Path("/proc/self/status").read_text().splitlines()
+            return int(next(line for line in lines if line.startswith("RssAnon")).split()[1])
+
+        class Wide(nn.Module):
+            peak = 0
+            def forward(self, images):
+                Wide.peak = max(Wide.peak, anonymous())
+                return images.flatten(1).repeat(1, 64)
+
+        split = TensorSplit(torch.rand(2000, 1, 16, 16), Unconditional(2000))
+        options = {"micro_batch": 32, "shard_rows": 500}
+        path = Path(sys.argv[1]) / "store"
+        build_store(split, {"wide": Wide()}, path, **options)
+        shutil.rmtree(path / "shard-00001")
+        before, Wide.peak = anonymous(), 0
+        build_store(split, {"wide": Wide()}, path, **options).verify()
+        print(max(Wide.peak, anonymous()) - before)
+    """
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
+    done = subprocess.run(
+        command, env=env, cwd=os.path.dirname(os.path.dirname(__file__)), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    stored = sum(file.stat().st_size for file in (tmp_path / "store").rglob("*") if file.is_file()) // 1024
+    assert stored > 120_000 and int(done.stdout) < stored / 5

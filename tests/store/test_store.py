@@ -253,9 +253,9 @@ def test_features_that_are_not_finite_stop_the_build_by_name(folder, tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads Linux's own account of memory")
 def test_memory_does_not_grow_with_the_store(tmp_path):
-    """Twelve times the images: building, reading and repairing take a shard more of anonymous memory, not a store."""
+    """Twelve times the images: the anonymous memory of building and reading stays where it was."""
     code = """
-        import shutil, sys, numpy as np, torch
+        import sys, numpy as np, torch
         from pathlib import Path
         from torch import nn
         from irdm.data.images import pictures_like
@@ -277,11 +277,7 @@ def test_memory_does_not_grow_with_the_store(tmp_path):
         for n in (128, 1536):
             np.save(out / f"{n}.npy", np.random.default_rng(0).integers(0, 256, (n, 16, 16, 3)).astype(np.uint8))
             split = pictures_like(open_source(out / f"{n}.npy"), (3, 16, 16))
-            options = {"micro_batch": 64, "shard_rows": max(64, n // 3)}
-            build_store(split, {"wide": Wide()}, out / str(n), **options)
-            shutil.rmtree(out / str(n) / "shard-00001")
-            store = build_store(split, {"wide": Wide()}, out / str(n), **options)
-            store.verify()
+            store = build_store(split, {"wide": Wide()}, out / str(n), micro_batch=64, shard_rows=2048)
             for block in row_blocks(store["wide"], 64):
                 Wide.peak = max(Wide.peak, anonymous())
             print(Wide.peak)
@@ -293,7 +289,7 @@ def test_memory_does_not_grow_with_the_store(tmp_path):
     assert done.returncode == 0, done.stderr
     small, large = (int(line) for line in done.stdout.split())
     stored = sum(len(data) for data in content(tmp_path / "1536").values()) // 1024
-    assert stored > 90_000 and large - small < stored / 2, (small, large, stored)
+    assert stored > 90_000 and large - small < stored / 3, (small, large, stored)
 
 
 def test_the_manifest_names_no_place(folder, built):
