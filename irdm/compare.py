@@ -30,9 +30,10 @@ from irdm.metrics.score import Direction, Estimate, Score
 FEWEST = 4  # replicates: an interval from fewer says nothing
 LEVEL = 0.05  # of all rows together
 PRIMARY = ("whitened_ratio", "sw_ratio")
-"""The verdict: the first of these that both results have, by the held-out encoders where there are any."""
+"""The verdict: the first of these that both results have. By all encoders; where one result is of a run, by those held
+out, since its generator may game the encoders that trained it."""
 COPIES = "near_copies"
-"""The veto: the first of these that both results have."""
+"""The score that vetoes."""
 ALARM = 0.01  # a share of copies that so few fresh draws have, corrected for the number of encoders
 GROUPS = ("mean", "held_in", "held_out")
 WORDS = {
@@ -80,7 +81,7 @@ def compare(a: Result, b: Result) -> dict[str, Any]:
             + "\nEvaluate both against one reference, with the same encoders, number of images, settings and seeds."
         )
     metrics = {name: _metric(name, first[name], second[name]) for name in first}
-    primary = _primary(metrics)
+    primary = _primary(metrics, trained=a.step is not None or b.step is not None)
     copying = _copying(a, b)
     _decide(metrics, primary, copying)
     return {"protocol": a.protocol, "verdict": _verdict(metrics, primary, copying), "metrics": metrics}
@@ -159,11 +160,11 @@ def _rows(metric: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return groups or metric["per_encoder"]
 
 
-def _primary(metrics: Mapping[str, Any]) -> tuple[str, str] | None:
+def _primary(metrics: Mapping[str, Any], *, trained: bool) -> tuple[str, str] | None:
     """The score and the group that decide."""
     for name in PRIMARY:
         if name in metrics:
-            return name, next(group for group in ("held_out", "mean") if metrics[name][group])
+            return name, "held_out" if trained and metrics[name]["held_out"] else "mean"
     return None
 
 

@@ -53,8 +53,10 @@ def test_the_better_one_is_found(results):
     assert compare(results[1], results[0])["metrics"]["sw_ratio"]["mean"]["better"] == "a"
 
 
-def test_the_verdict_is_the_distance_of_the_held_out_encoders(results):
-    found = compare(*results)
+def test_the_verdict_is_the_distance_and_of_a_run_that_of_the_held_out_encoders(results):
+    found = compare(*results)["verdict"]
+    assert (found["score"], found["group"], found["better"]) == ("whitened_ratio", "mean", "b")
+    found = compare(results[0].model_copy(update={"step": 5}), results[1])
     part = found["metrics"]["whitened_ratio"]["held_out"]
     assert found["verdict"] | {"says": ""} == {
         "says": "", "score": "whitened_ratio", "group": "held_out", "p": part["corrected"], "better": "b", "copies": [],

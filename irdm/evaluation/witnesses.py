@@ -34,6 +34,7 @@ class Question(NamedTuple):
 
 FAR, DEFECTS = "far from real", "visible defects"
 MISSING, COPIED = "kinds of images are missing", "train images are repeated"
+NEAR = "as copies are, and smooth images"
 SMOOTH = "more typical than real images, as smooth ones are"
 WITNESSES: Mapping[str, Mapping[str, Question]] = {
     "distance": {
@@ -51,8 +52,8 @@ WITNESSES: Mapping[str, Mapping[str, Question]] = {
     },
     "memorisation": {
         "near_copies": Question("high", "{value:%} near copies of train where real has {control:%}", high=COPIED),
-        "closeness": Question("high", "closer to train than real {value:%} of the time, real {control:%}", high=COPIED),
-        "authenticity": Question("low", "{value:%} authentic where real is {control:%}", low=COPIED),
+        "closeness": Question("high", "closer to train than real {value:%} of the time, real {control:%}", high=NEAR),
+        "authenticity": Question("low", "{value:%} authentic where real is {control:%}", low=NEAR),
     },
 }  # fmt: skip
 """What each witness asks, by the name of the score. A score that is not there is not asked."""

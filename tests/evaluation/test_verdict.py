@@ -95,6 +95,9 @@ def test_the_good_side_of_a_control_is_no_objection():
     }
     assert verdict_of(fine(**good)).real
     copies = {"closeness": score("closeness", "real", 0.8, 0.5, 1e-9)}
+    said = verdict_of(fine(**copies)).sentence
+    assert "closer to train than real 80% of the time" in said and "repeated" not in said, "smooth images are, too"
+    copies = {"near_copies": score("near_copies", "real", 0.1, 0.0, 1e-9)}
     assert "train images are repeated" in verdict_of(fine(**copies)).sentence
 
 

@@ -72,7 +72,7 @@ def joint(tmp_path_factory):
 def test_joint_matching_is_what_ties_an_image_to_its_label(joint):
     printed, result = joint
     accuracy = {row: numbers["accuracy"][0] for row, numbers in result["rows"].items()}
-    assert accuracy["joint"] > 0.5 > 0.3 > accuracy["marginal"], "chance is 0.1, and the machine decides the steps"
+    assert accuracy["joint"] > 0.6 > 0.2 > accuracy["marginal"], "chance is 0.1, real digits are at 0.86"
     assert "holds" in printed and "GenEval 0.826 joint" in printed
 
 
