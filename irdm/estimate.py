@@ -58,8 +58,8 @@ PANEL_COSTS = {
     "cradiov3_l": _cost(319.9, 159.9, 156),
     "flux_vae": _cost(34.3, 270.8, 397),
     "inception_logits": _cost(23.9, 11.4, 99),
-    "dinov2_224": _cost(303.2, 155.6, 154),
-    "clip_336": _cost(304.3, 349.1, 345),
+    "dinov2_224": _cost(303.2, 155.5, 255),
+    "clip_336": _cost(304.3, 349.2, 801),
 }
 """The panel, counted from its architectures: weights need not be here to know what they will cost."""
 

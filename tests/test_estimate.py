@@ -65,13 +65,15 @@ def test_the_panel_is_in_the_table_and_its_parameters_fill_the_files():
         assert 0.45 * entry.weights.gigabytes < gigabytes < 1.1 * entry.weights.gigabytes, name
 
 
-def test_the_table_holds_what_the_architecture_says():
+@pytest.mark.parametrize(("name", "left_out"), [("mae", {"num_classes": 0}), ("dinov2_224", {}), ("clip_336", {})])
+def test_the_table_holds_what_the_architecture_says(name, left_out):
     timm = pytest.importorskip("timm")
+    (entry,) = entries([name])
     with torch.device("meta"):
-        model = timm.create_model(PANEL["mae"].model, **PANEL["mae"].arguments, num_classes=0).requires_grad_(False)
-        found = count(model, torch.empty(1, 3, 224, 224))
-    assert found.parameters == pytest.approx(PANEL_COSTS["mae"].parameters, rel=0.01)
-    assert found.flops == pytest.approx(PANEL_COSTS["mae"].flops, rel=0.01)
+        model = timm.create_model(entry.model, **entry.arguments, **left_out).requires_grad_(False)
+        found = count(model, torch.empty(1, 3, entry.resolution, entry.resolution))
+    assert found.parameters == pytest.approx(PANEL_COSTS[name].parameters, rel=0.01)
+    assert found.flops == pytest.approx(PANEL_COSTS[name].flops, rel=0.01)
 
 
 def test_what_an_estimate_scales_with():

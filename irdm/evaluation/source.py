@@ -6,8 +6,8 @@ Letters: n images.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from irdm.metrics.score import Score
 from irdm.metrics.tables import Real, Table
 from irdm.metrics.text_scorer import TextScorer
 from irdm.progress import Say, silent
-from irdm.store import build_store
+from irdm.store import FeatureStore, build_store
 
 FEATURES = "features"
 
@@ -86,12 +86,7 @@ def evaluate_source(
     if prompts is not None and (not scorers or len(prompts) != len(source)):
         raise ValueError(f"Got {len(prompts)} prompts for {len(source)} images; give one an image, and a scorer.")
     split = pictures_like(source, image_shape)
-    with ExitStack() as held:
-        with ranks.together():
-            if ranks.is_main:
-                check_judged(source, progress)
-                refuse_foreign(out)
-                held.enter_context(locked(out, "evaluated"))
+    with claimed_for(source, out, ranks, progress):
         notes = handling(source, image_shape)
         if len(source) > len(real.val):
             notes.append(
@@ -100,17 +95,8 @@ def evaluate_source(
             )
         for note in notes:
             say(note)
-        identity: Any = real.identity["encoders"]
-        store = build_store(
-            split,
-            encoders,
-            out / FEATURES,
-            seed=config.seed,
-            micro_batch=config.micro_batch,
-            device=device,
-            ranks=ranks,
-            progress=progress,
-            identity={name: identity[name] for name in encoders},
+        store = stored_features(
+            split, encoders, real.identity["encoders"], out, config, device=device, ranks=ranks, progress=progress
         )
         if not ranks.is_main:
             return None
@@ -147,7 +133,47 @@ def evaluate_source(
         return result
 
 
-def refuse_foreign(out: Path) -> None:
+@contextmanager
+def claimed_for(source: ImageSource, out: Path, ranks: Ranks, progress: Say | None) -> Iterator[None]:
+    """Hold `out` for judging these images; other ranks wait until the main one has it, and fail where it fails.
+
+    Raises ValueError for images that cannot be judged, and an `out` that is something else or in use.
+    """
+    with ExitStack() as held:
+        with ranks.together():
+            if ranks.is_main:
+                check_judged(source, progress)
+                _refuse_foreign(out)
+                held.enter_context(locked(out, "evaluated"))
+        yield
+
+
+def stored_features(
+    split: Split,
+    encoders: Mapping[str, nn.Module],
+    identity: Any,
+    out: Path,
+    config: EvaluationConfig,
+    *,
+    device: str,
+    ranks: Ranks,
+    progress: Say | None,
+) -> FeatureStore:
+    """The features of judged images, in `out/features`; `identity` names at least these encoders."""
+    return build_store(
+        split,
+        encoders,
+        out / FEATURES,
+        seed=config.seed,
+        micro_batch=config.micro_batch,
+        device=device,
+        ranks=ranks,
+        progress=progress,
+        identity={name: identity[name] for name in encoders},
+    )
+
+
+def _refuse_foreign(out: Path) -> None:
     """Raises ValueError when `out` holds anything but an evaluation."""
     there = visible(out)
     if (out.exists() and not out.is_dir()) or (there and FEATURES not in there and RESULT not in there):

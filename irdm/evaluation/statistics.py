@@ -13,7 +13,6 @@ import math
 import time
 import zipfile
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,17 +27,17 @@ from irdm.distributed import Ranks
 from irdm.encoders.base import Encoder
 from irdm.evaluation.pictures import gallery, write_samples
 from irdm.evaluation.result import RESULT, Result, versions, write_result
-from irdm.evaluation.source import FEATURES, refuse_foreign
+from irdm.evaluation.source import claimed_for, stored_features
 from irdm.evaluation.verdict import verdict_of
-from irdm.files import locked, sha256_of
-from irdm.metrics.base import BLOCK, EvaluationConfig, Picked
+from irdm.files import sha256_of
+from irdm.metrics.base import BLOCK, EvaluationConfig
 from irdm.metrics.frechet_distance import NAMES
 from irdm.metrics.frechet_infinity import INFINITY, extrapolated
 from irdm.metrics.intervals import folds, jackknife, score_of
 from irdm.metrics.score import Score
+from irdm.metrics.tables import Picked
 from irdm.ops.gaussian import Moments, frechet_distance, symmetric_root
 from irdm.ops.rows import Rows, row_blocks
-from irdm.store import build_store
 
 ARRAYS = {"mu", "sigma"}
 ROUNDING = 1e-5  # of the largest eigenvalue: what a covariance may miss of symmetry and of being positive
@@ -178,23 +177,12 @@ def evaluate_against_statistics(
         ValueError: for images of several sizes without a size, and as `evaluate_source` and `judge_by_statistics` do.
     """
     began, ranks, config = time.monotonic(), ranks or Ranks(), config or EvaluationConfig()
-    with ExitStack() as held:
-        with ranks.together():
-            height, width = (size, size) if size else own_size([source])
-            if ranks.is_main:
-                refuse_foreign(out)
-                held.enter_context(locked(out, "evaluated"))
+    with ranks.together():
+        height, width = (size, size) if size else own_size([source])
+    with claimed_for(source, out, ranks, progress):
         split, name = pictures_like(source, (3, height, width)), encoder.name
-        store = build_store(
-            split,
-            {name: encoder},
-            out / FEATURES,
-            seed=config.seed,
-            micro_batch=config.micro_batch,
-            device=device,
-            ranks=ranks,
-            progress=progress,
-            identity={name: identity},
+        store = stored_features(
+            split, {name: encoder}, {name: identity}, out, config, device=device, ranks=ranks, progress=progress
         )
         if not ranks.is_main:
             return None

@@ -10,11 +10,11 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from irdm.conditions import Classes
-from irdm.metrics.base import EvaluationConfig, Picked, Pool, Pools
+from irdm.metrics.base import EvaluationConfig, Pool, Pools
 from irdm.metrics.intervals import fold_means, folds, score_of
 from irdm.metrics.neighbours import nearest_neighbours
 from irdm.metrics.score import Score
-from irdm.metrics.tables import Real, Table
+from irdm.metrics.tables import Picked, Real, Table
 
 
 def label_accuracy(generated: Table, real: Real, config: EvaluationConfig) -> dict[str, Score]:

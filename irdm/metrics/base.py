@@ -16,7 +16,6 @@ from torch import Tensor
 from irdm.conditions import Conditions, Unconditional, draws, proportioned
 from irdm.config import Config, free
 from irdm.metrics.score import Score
-from irdm.metrics.tables import Picked as Picked
 from irdm.metrics.tables import Real, Table
 from irdm.ops.rows import row_blocks
 

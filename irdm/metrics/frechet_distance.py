@@ -22,11 +22,11 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from irdm.metrics.base import BLOCK, EvaluationConfig, Picked, Pools
+from irdm.metrics.base import BLOCK, EvaluationConfig, Pools
 from irdm.metrics.intervals import folds, jackknife, score_of, tightened
 from irdm.metrics.ratio import ratio
 from irdm.metrics.score import Score
-from irdm.metrics.tables import Real, Table, published
+from irdm.metrics.tables import Picked, Real, Table, published
 from irdm.ops.gaussian import Moments, frechet_distance, symmetric_root
 from irdm.ops.rows import Rows, row_blocks
 

@@ -23,10 +23,10 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from irdm.metrics.base import BLOCK, EvaluationConfig, Picked, Pools
+from irdm.metrics.base import BLOCK, EvaluationConfig, Pools
 from irdm.metrics.intervals import folds, jackknife, score_of
 from irdm.metrics.score import Score
-from irdm.metrics.tables import Real, Table
+from irdm.metrics.tables import Picked, Real, Table
 from irdm.ops.rows import Rows, row_blocks, squared_distances
 
 SAYS = {

@@ -32,25 +32,6 @@ SIZES = [(17, 17), (32, 32), (64, 48), (299, 299)]  # height, width
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("weights")
-
-
-@pytest.fixture(scope="module")
-def loaded(folder):
-    """name -> (small entry, its encoder, loaded from disk), each made once."""
-    made = {}
-
-    def get(name):
-        if name not in made:
-            entry = write_tiny(name, folder)
-            made[name] = entry, load_encoder(entry, folder)
-        return made[name]
-
-    return get
-
-
-@pytest.fixture(scope="module")
 def inception(folder):
     """FID's Inception with random weights, whole: ours and torch-fidelity's, of features or of logits."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3

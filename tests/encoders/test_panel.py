@@ -17,7 +17,7 @@ from torch import nn
 pytest.importorskip("timm", reason="the panel's packages are not installed: pip install 'irdm[panel]'")
 
 import timm  # noqa: E402
-from tiny_panel import dreamsim_vit, timm_model, tiny, write_tiny  # noqa: E402
+from tiny_panel import dreamsim_vit, timm_model, tiny  # noqa: E402
 
 from irdm.conditions import Classes  # noqa: E402
 from irdm.data.base import SplitConfig, split_dataset  # noqa: E402
@@ -28,25 +28,6 @@ from irdm.encoders.families import RESIZES, DreamSim, LatentPatches, TimmFeature
 from irdm.encoders.panel import METRICS_ONLY, PANEL, fingerprint  # noqa: E402
 
 TIMM = [name for name, entry in PANEL.items() if entry.family == "timm"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("weights")
-
-
-@pytest.fixture(scope="module")
-def loaded(folder):
-    """name -> (small entry, its encoder, loaded from disk), each made once."""
-    made = {}
-
-    def get(name):
-        if name not in made:
-            entry = write_tiny(name, folder)
-            made[name] = entry, load_encoder(entry, folder)
-        return made[name]
-
-    return get
 
 
 def pictures(n: int, side: int, seed: int = 0):
