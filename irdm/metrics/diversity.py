@@ -44,7 +44,8 @@ def duplicates(generated: Table, real: Real, config: EvaluationConfig) -> dict[s
     judged, fresh = (_repeats(side, count, places, config.seed) for side in (pools.generated, pools.val))
     found, natural = excess(judged, fresh), natural_excess(fresh, count, config.seed)
     repeated = (judged <= found.limit).double()
-    replicates = fold_means(repeated, folds(count, config.seed)) - (fresh <= found.limit).double().mean()
+    replicates = fold_means(repeated, folds(count, config.seed))
+    replicates += found.excess - replicates.mean()  # which is below 0 where fewer judged images repeat another
     low, high = interval(replicates)
     estimate = Estimate(
         value=found.excess,

@@ -144,6 +144,7 @@ def _near(judged: Nearest, fresh: Nearest, fresh_rows: Int64[Tensor, " v"], seed
     replicates = _paired(
         lambda ours, theirs: _share(ours, found) - _share(theirs, found), judged.ratio, fresh.ratio, seed
     )
+    replicates += found.excess - replicates.mean()  # which is below 0 where fewer judged images are so near
     low, high = interval(replicates)
     return Estimate(
         value=found.excess,

@@ -90,6 +90,17 @@ def test_hazy_images_score_worse_than_fresh_ones_and_fresh_ones_about_one(real):
         assert 0.4 < fresh[name].mean.value < 2
 
 
+@pytest.mark.parametrize("haze", [0.0, 0.4])
+def test_replicates_average_to_the_score_whichever_it_is(real, haze):
+    """The contract of irdm.metrics.score, on which every comparison stands."""
+    scores = evaluate(some(DATA.val, 400, haze), real, ENCODERS, CONFIG)[1]
+    for name, score in scores.items():
+        for where, found in {"mean": score.mean, **score.encoders}.items():
+            if found is not None and found.replicates:
+                mean = sum(found.replicates) / len(found.replicates)
+                assert mean == pytest.approx(found.value, rel=1e-6, abs=1e-9), f"{name}, {where}"
+
+
 @pytest.mark.parametrize("size", [97, 4096])
 def test_features_depend_on_neither_the_micro_batch_nor_the_order_of_reading(size):
     rows = torch.randperm(len(DATA.val))[:150]
