@@ -31,7 +31,9 @@ class Place(Config):
     """Whether the images are further from real than the last level."""
 
 
-def place(ladder: Sensitivity, judged: Mapping[str, float], worst: str | None) -> Place | None:
+def place(
+    ladder: Sensitivity, judged: Mapping[str, float], worst: str | None, *, visible: bool = False
+) -> Place | None:
     """The rung that a set of images is as far from real as.
 
     The defect and the level, between two levels too, whose ratios over encoders come nearest to those of the images:
@@ -43,12 +45,16 @@ def place(ladder: Sensitivity, judged: Mapping[str, float], worst: str | None) -
         ladder: of the real side that the images were judged against.
         judged: `excess` of the images.
         worst: the encoder that objects most.
+        visible: whether single images are seen to be defective. Then only changes of pixels, which have several levels,
+            are compared with, and not a choice of real images, such as a class dropped.
     """
     names = [name for name in ladder.real if name in judged]
     target = _logs(ladder, judged, names)
     if not target.any():
         return None
     curves = {name: _curve(ladder, name, names) for name in dict.fromkeys(rung.defect for rung in ladder.rungs)}
+    if visible:
+        curves = {name: curve for name, curve in curves.items() if len(curve[0]) > 1}
     losses = {name: np.abs(logs - target).sum(1) for name, (_, logs) in curves.items()}
     name = min(losses, key=lambda name: losses[name].min())
     if losses[name].min() <= (1 - LIKE) * target.sum():

@@ -72,7 +72,8 @@ def verdict_of(scores: Mapping[str, Score], ladder: Sensitivity | None = None, *
         judged = excess(scores[DISTANCE])
         ratio = ladder.mean(judged, group)
         if distance.objects:
-            there = place(ladder, judged, distance.evidence[0].encoder)
+            visible = any(one.objects for one in heard if one.name == "fidelity")
+            there = place(ladder, judged, distance.evidence[0].encoder, visible=visible)
     return Verdict(
         sentence=_sentence(heard, there, gaming),
         witnesses=heard,

@@ -8,7 +8,7 @@ from metrics.tables import gaussian, real_side, table
 
 from irdm.evaluation import check_held_out, judge, verdict_of
 from irdm.evaluation.gaming import gamed
-from irdm.evaluation.placing import Place
+from irdm.evaluation.placing import Place, place
 from irdm.evaluation.sensitivity import ASKED, Cost, Rung, Sensitivity
 from irdm.evaluation.witnesses import ALPHA, WITNESSES, Said, witnesses
 from irdm.metrics import EvaluationConfig
@@ -137,7 +137,7 @@ def test_gaming_is_named():
 
 def ladder(**curves):
     """A ladder of noise and blur: D^2 by encoder at each level, where a real draw lies at distance 1."""
-    levels = {"noise": (2, 4, 8, 16, 32), "blur": (0.3, 0.5, 0.8, 1.2)}
+    levels = {"noise": (2, 4, 8, 16, 32), "blur": (0.3, 0.5, 0.8, 1.2), "duplicates": (50,)}
     rungs = [
         Rung(
             defect=name,
@@ -187,6 +187,14 @@ def test_what_is_like_no_defect_is_placed_by_its_worst_encoder():
     parts = {"bands": parts["layout"], "layout": parts["layout"]}
     found = verdict_of(fine(whitened_ratio=far.model_copy(update={"encoders": parts})), steps).place
     assert found == Place(says="noise of 32 grey levels", defect="noise", level=32, encoder="bands", beyond=True)
+
+
+def test_images_that_are_seen_to_be_defective_are_not_likened_to_a_choice_of_real_ones():
+    steps = ladder(noise=(0.25, 0.01), duplicates=(0.01, 0.0004))
+    judged = {"bands": 25.0, "layout": 1.0}  # to both encoders, as far as half of the images twice
+    assert place(steps, judged, "bands").says == "50% of the images being repeats"
+    found = place(steps, judged, "bands", visible=True)
+    assert found.defect == "noise" and found.level == pytest.approx(10, rel=0.1)
 
 
 def test_of_some_encoders_a_ladder_does_not_say_what_the_panel_sees():
