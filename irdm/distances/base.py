@@ -30,15 +30,15 @@ Factor = Annotated[float, Field(ge=1e-6, le=1e6)]
 """A positive number that leaves room for squares and their ratios in float32."""
 
 
-class DistanceConfig(Config):
+class DistanceConfig(Config, ABC):
     """What the configuration of every distance has in common."""
 
     condition_bandwidth: Factor | None = None
     """Bandwidth s of the condition tau in its own units, when there is one; None means 1."""
 
+    @abstractmethod
     def build(self) -> Distance[Any]:
         """A distance without a reference: fit it, or load one."""
-        raise NotImplementedError(f"{type(self).__name__} names no distance")
 
 
 C = TypeVar("C", bound=DistanceConfig)
