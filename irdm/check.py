@@ -24,7 +24,7 @@ from irdm.encoders.panel import PanelBatteryConfig, entries
 from irdm.encoders.weights import weights_folder
 from irdm.estimate import FLOAT, Estimate, encoder_costs, estimate, matmul_rate, step_seconds
 from irdm.memory import physical_memory
-from irdm.presets import RunConfig
+from irdm.presets import SMOKE_IMAGES, RunConfig
 from irdm.progress import duration
 from irdm.store.reference import StoredReference
 
@@ -216,7 +216,8 @@ class Needs:
         where = f"{self.devices} x {_flops(rate)}" if self.devices > 1 else _flops(rate)
         text = f"estimate: {_flops(self.cost.flops)} a step, {seconds:,.3g} s at half of {where}/s measured"
         if self.device == "cpu" and whole > DAY:
-            return f"{text}: on this CPU the run would take {duration(whole)}. It needs a GPU; --limit 96 tries it out"
+            text += f": on this CPU the run would take {duration(whole)}. It needs a GPU"
+            return f"{text}; --limit {SMOKE_IMAGES} tries it out"
         return f"{text}: about {duration(whole)} for {self.config.steps} steps"
 
 

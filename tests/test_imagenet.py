@@ -1,5 +1,7 @@
 """The ImageNet recipe, small: photographs, a tiny pixel MeanFlow, tiny random panel encoders, every command in turn."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from irdm.data.images import Pictures  # noqa: E402
 from irdm.encoders import panel as panel_module  # noqa: E402
 from irdm.evaluation import read_result  # noqa: E402
 from irdm.generators import PixelMeanFlowConfig, save_weights  # noqa: E402
+from irdm.presets import PRESETS, limited  # noqa: E402
 from irdm.reference import open_reference  # noqa: E402
 from irdm.run import read_config, read_record  # noqa: E402
 
@@ -130,6 +133,8 @@ def test_what_is_missing_comes_in_one_list(tmp_path, monkeypatch, capsys):
     assert "955.51M" in lines["disk"] and "56.5 GiB a device" in lines["memory"] and "41.6 PFLOP" in lines["time"]
     if not torch.cuda.is_available():
         assert "days. It needs a GPU" in lines["time"]
+        advised = re.search(r"--limit (\d+) tries", lines["time"])
+        assert advised and limited(PRESETS["imagenet"](), int(advised[1])).steps == 2
 
 
 def test_an_impossible_network_leaves_nothing_behind(recipe, capsys):
