@@ -52,7 +52,7 @@ def test_a_reference_of_a_thousand_classes_and_large_images_is_light(tmp_path):
     shown = "\n".join(describe(reference))
     assert "1000: class 0, class 143" in shown and max(map(len, shown.splitlines())) < 200
     sizes = [file.stat().st_size for file in (tmp_path / "r").rglob("*") if file.is_file()]
-    assert sum(sizes) < 20_000_000, "features, 3 KB of thumbnail an image, 500 rows of tables, 60 images; not the images"
+    assert sum(sizes) < 20_000_000, "features, 3 KB of thumbnail an image, tables of 500 rows, 60 images; no more"
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads Linux's own account of memory")
