@@ -41,6 +41,7 @@ def check(config: RunConfig, out: Path) -> Iterator[tuple[str, bool, str]]:
         "packages": needs.packages,
         "device": needs.device_name,
         "data": needs.data,
+        "generator": needs.generator,
         "output": lambda: _writable(out),
         "cache": lambda: _writable(cache_dir()),
         "disk": needs.disk,
@@ -52,11 +53,13 @@ def check(config: RunConfig, out: Path) -> Iterator[tuple[str, bool, str]]:
         looks["weights"] = needs.weights
     if needs.panel:
         looks["encoders"] = needs.encoders
+    said: dict[str, str] = {}
     for name, look in looks.items():
         try:
             yield name, True, look()
         except (ValueError, OSError) as error:
-            yield name, False, str(error)
+            first = said.setdefault(str(error), name)
+            yield name, False, str(error) if first == name else f"not known without {first}"
 
 
 class Needs:
@@ -136,6 +139,17 @@ class Needs:
         shape = "x".join(map(str, dataset.image_shape))
         return f"{dataset.name}: {len(dataset.train)} train, {len(dataset.val)} val, {classes}, {shape}"
 
+    @cached_property
+    def parameters(self) -> int:
+        """Numbers of the generator that are trained."""
+        with torch.device("meta"):
+            network = self.config.generator.build(*self.shape)
+        return sum(parameter.numel() for parameter in network.trained().values())
+
+    def generator(self) -> str:
+        """The network, which must be able to draw images of this size."""
+        return f"{self.config.generator.kind}, {self.parameters / 1e6:.2f}M parameters"
+
     def weights(self) -> str:
         """The file that training starts from."""
         path: Path = getattr(self.config.generator, "weights")  # noqa: B009 (not every generator has one)
@@ -185,13 +199,9 @@ class Needs:
 
     def disk(self) -> str:
         """Room for the checkpoints."""
-        config = self.config
-        with torch.device("meta"):
-            network = config.generator.build(*self.shape)
-        parameters = sum(parameter.numel() for parameter in network.trained().values())
-        needed = SPARE + (config.keep_checkpoints + 1) * BYTES_A_PARAMETER * parameters
+        needed = SPARE + (self.config.keep_checkpoints + 1) * BYTES_A_PARAMETER * self.parameters
         free = shutil.disk_usage(_existing(self.out)).free
-        text = f"{free / GIB:.1f} GiB free, about {needed / GIB:.1f} GiB needed for {parameters / 1e6:.2f}M parameters"
+        text = f"{free / GIB:.1f} GiB free, about {needed / GIB:.1f} GiB needed for checkpoints and the report"
         if free < needed:
             raise ValueError(f"{text}; free some, choose another --out, or lower --keep-checkpoints.")
         return text

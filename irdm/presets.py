@@ -11,12 +11,13 @@ from pydantic import Field, model_validator
 
 from irdm.config import Config, free
 from irdm.controller import ControllerConfig
-from irdm.data import AnyData, ArrayConfig, DigitsConfig, ImagesConfig
+from irdm.data import AnyData, DigitsConfig, IdxConfig, ImagesConfig
+from irdm.data.idx import CLOTHES, DEBIAN
 from irdm.distances import AnyDistance, NystromMMDConfig
 from irdm.encoders import AnyBattery, LocalBatteryConfig, PanelBatteryConfig
 from irdm.encoders.panel import GROUPS, METRICS_ONLY, expanded
 from irdm.fields import UsageError, nearest, validate
-from irdm.generators import PMF_FAMILIES, AnyGenerator, MLPConfig
+from irdm.generators import PMF_FAMILIES, AnyGenerator, ConvConfig, MLPConfig
 from irdm.metrics import EvaluationConfig
 
 SMOKE_IMAGES = 120
@@ -143,6 +144,33 @@ def digits_smoke() -> RunConfig:
     )
 
 
+def fashion() -> RunConfig:
+    """Clothes: the 70,000 photographs of Fashion-MNIST (28x28, grey). `irdm check fashion` says where to get them."""
+    return small_images("fashion", IdxConfig(path=DEBIAN, names=CLOTHES))
+
+
+def folder() -> RunConfig:
+    """Your own images, up to 128x128: give --data.path, a folder, .zip, .tar or .npz; --data.size 32 cuts squares."""
+    return small_images("folder", ImagesConfig.model_construct(kind="images"))
+
+
+def small_images(preset: str, data: AnyData) -> RunConfig:
+    """The recipe for images of up to 128 pixels a side, grey or in colour, with or without classes."""
+    return RunConfig.model_construct(
+        preset=preset,
+        data=data,
+        generator=ConvConfig(),
+        distance=NystromMMDConfig(bandwidths=(0.25, 0.5, 1.0, 2.0), condition_bandwidth=0.3),
+        controller=ControllerConfig(kind="uniform"),
+        rollout=512,
+        steps=3000,
+        lr=0.019,
+        warmup=10,
+        final_lr=0.01,
+        ema_decay=0.99,
+    )
+
+
 def imagenet() -> RunConfig:
     """ImageNet at 256x256 from released pMF-H weights: 4000 steps of 5120 images. Give --data.train and --data.val."""
     return RunConfig(
@@ -167,21 +195,11 @@ def imagenet() -> RunConfig:
     )
 
 
-def array() -> RunConfig:
-    """Your own small images, from an .npz or .npy file: give --data.path FILE."""
-    return digits().model_copy(update={"preset": "array", "data": ArrayConfig.model_construct(kind="array")})
-
-
-def images() -> RunConfig:
-    """Your own small images, from a folder, a zip or tars: give --data.path FOLDER."""
-    return digits().model_copy(update={"preset": "images", "data": ImagesConfig.model_construct(kind="images")})
-
-
 PRESETS: dict[str, Callable[[], RunConfig]] = {
     "digits": digits,
     "digits-smoke": digits_smoke,
-    "array": array,
-    "images": images,
+    "fashion": fashion,
+    "folder": folder,
     "imagenet": imagenet,
 }
 

@@ -24,7 +24,6 @@ from irdm.fields import UsageError
 from irdm.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
-WITHOUT_DATA = ("array", "images")  # presets that need a path
 
 
 def fails(capsys: pytest.CaptureFixture[str], code: int, *argv: str) -> str:
@@ -72,8 +71,8 @@ def test_the_help_of_a_preset_shows_its_values(capsys: pytest.CaptureFixture[str
     assert f"--rollout INT  (now: {PRESETS['digits']().rollout})" in out
     assert "(now: frechet)" in out and "; free)" in out
     assert "--evaluation none|default" in out
-    assert main(["train", "array", "--help"]) == 0
-    assert "--data.path PATH  (required)" in capsys.readouterr().out
+    assert main(["train", "folder", "--help"]) == 0
+    assert "--generator.kind conv  (now: conv)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -95,9 +94,9 @@ def test_the_help_lists_every_field_with_its_value(name: str, capsys: pytest.Cap
         ("train", "PRESET is missing; choose from digits"),
         ("train --rollout 9", "PRESET is missing"),
         ("train digits --rolout 9", "there is no option --rolout; did you mean --rollout?"),
-        ("train digits array", "'array' is one word too many"),
+        ("train digits folder", "'folder' is one word too many"),
         ("train digits --out", "--out takes one value, got none"),
-        ("train array", "--data.path is required"),
+        ("train folder", "say where the images are"),
         ("train digits --micro-batch 5000", "micro_batch is 5000 but the rollout has only 1024"),
         ("train digits --seed -1", "--seed is '-1': should be at least 0"),
         (f"train digits --seed {2**64}", "should be less than"),
@@ -305,7 +304,7 @@ def test_a_name_that_libraries_cannot_write_is_refused_before_any_work(capsys: p
 def test_check_says_what_is_missing_all_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     blocked = tmp_path / "file"
     blocked.write_text("")
-    argv = ["check", "array", "--data.path", str(tmp_path / "none.npz"), "--out", str(blocked / "run")]
+    argv = ["check", "folder", "--data.path", str(tmp_path / "none.npz"), "--out", str(blocked / "run")]
     assert main(argv) == 1
     found = capsys.readouterr()
     lines = {line.split()[1]: line.split()[0] for line in found.out.splitlines()}

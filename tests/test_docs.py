@@ -92,13 +92,13 @@ def a_tiny_run() -> None:
     """What the tutorial's run is to the snippet that opens it."""
     argv = [
         "train",
-        "images",
+        "folder",
         "--data.path",
         "pictures",
         "--limit",
         "120",
         "--out",
-        "runs/images",
+        "runs/folder",
         "--battery.width",
         "2",
     ]

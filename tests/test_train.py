@@ -209,7 +209,7 @@ def test_a_run_goes_on_only_with_the_data_it_began_with(irdm, tmp_path):
         images = rng.integers(0, 255, (300, 8, 8), np.uint8)
         np.savez(tmp_path / f"{name}.npz", images=images, labels=np.arange(300) % 3)
     run, data = tmp_path / "run", tmp_path / "data.npz"
-    options = ["--data.kind", "array", "--data.path", data, "--battery.steps", 2, "--out", run]
+    options = ["--data.kind", "images", "--data.path", data, "--battery.steps", 2, "--out", run]
     data.write_bytes((tmp_path / "mine.npz").read_bytes())
     irdm("train", "digits-smoke", *options)
     before = contents(run)
@@ -371,7 +371,7 @@ def test_a_full_disk_stops_cleanly_and_the_last_good_state_stays(irdm, tmp_path)
         (["--distance.kind", "frechet", "--rollout", "700"], "controller.kind uniform"),
         (["--micro-batch", "4096"], "micro_batch is 4096"),
         (["--device", "cuda"], "no CUDA device"),
-        (["--data.kind", "array", "--data.path", "missing.npz"], "missing.npz"),
+        (["--data.kind", "images", "--data.path", "missing.npz"], "missing.npz"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_written(irdm, tmp_path, options, said):

@@ -6,7 +6,6 @@ from typing import Annotated
 
 from pydantic import Field
 
-from irdm.data.array import ArrayConfig
 from irdm.data.base import Dataset, Split, TensorSplit, shared, split_dataset
 from irdm.data.digits import DigitsConfig
 from irdm.data.idx import IdxConfig
@@ -15,11 +14,10 @@ from irdm.data.images import ImagesConfig, Pictures, pictures_like
 from irdm.data.sources import ImageSource, open_source
 from irdm.data.spiral import SpiralConfig
 
-AnyData = Annotated[DigitsConfig | ArrayConfig | IdxConfig | ImagesConfig | SpiralConfig, Field(discriminator="kind")]
+AnyData = Annotated[DigitsConfig | IdxConfig | ImagesConfig | SpiralConfig, Field(discriminator="kind")]
 
 __all__ = [
     "AnyData",
-    "ArrayConfig",
     "Dataset",
     "DigitsConfig",
     "IdxConfig",

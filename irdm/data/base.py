@@ -189,10 +189,10 @@ def split_rows(name: str, conditions: Conditions, config: SplitConfig) -> dict[s
         rows = rows[torch.randperm(len(rows), generator=generator)]
         held_out = round(len(rows) * config.val_fraction)
         if not 0 < held_out < len(rows):
-            what = conditions[rows[:1]].captions()[0] or "the images"
+            caption = conditions[rows[:1]].captions()[0]
             raise ValueError(
-                f"{name}: {what} has {len(rows)} row(s), of which {held_out} would be held out; train and val need at "
-                "least one each. Add images, drop the class, change val_fraction, or raise limit."
+                f"{name}{caption and f': {caption}'} has {len(rows)} row(s), of which {held_out} would be held out; "
+                "train and val need at least one each. Add images, drop the class, change val_fraction, or raise limit."
             )
         for part, chunk in zip(parts.values(), rows.split([len(rows) - held_out, held_out]), strict=True):
             part.append(chunk)

@@ -25,6 +25,11 @@ CLOTHES = (
     "T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
 )  # fmt: skip
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where its package dataset-fashion-mnist puts them
+SOURCE = (
+    " Fashion-MNIST (MIT licence, 31 MB) is the Debian and Ubuntu package dataset-fashion-mnist: apt install "
+    f"dataset-fashion-mnist puts it into {DEBIAN}. Elsewhere, fetch its four files from its authors (zalandoresearch "
+    "on GitHub) into a folder, and give that with --data.path DIR. Nothing is downloaded for you."
+)
 
 
 class IdxConfig(Config):
@@ -54,6 +59,12 @@ class IdxConfig(Config):
         return Dataset(printable(self.path.name), **self._parts())
 
     def _parts(self) -> dict[str, TensorSplit]:
+        if not self.path.is_dir():
+            raise ValueError(
+                f"There is no folder {self.path}; expected one with the four files train-images-idx3-ubyte, "
+                f"train-labels-idx1-ubyte, t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte, each perhaps with .gz."
+                f"{SOURCE if self.names == CLOTHES else ''}"
+            )
         read = {part: [_read(self.path, name) for name in names] for part, names in PARTS.items()}
         classes = max(int(labels.max(initial=0)) for _, labels in read.values()) + 1
         if self.names and classes > len(self.names):
@@ -84,10 +95,6 @@ class IdxConfig(Config):
 
 def _read(folder: Path, name: str) -> NDArray[np.uint8]:
     """One file as an array. Raises ValueError naming it when it is missing, cut short or something else."""
-    if not folder.is_dir():
-        raise ValueError(
-            f"There is no folder {folder}; expected one that holds {name}-idx*-ubyte and the three others."
-        )
     found = sorted(path for path in folder.glob(f"{name}*") if path.is_file())
     if len(found) != 1:
         listed = ", ".join(path.name for path in found) or "none"

@@ -103,7 +103,7 @@ class ImagesConfig(SplitConfig):
     kind: Literal["images"] = "images"
     """Name of this kind of dataset."""
     path: Path | None = None
-    """The pictures, to be split by val_fraction."""
+    """The pictures: a folder (of one folder a class, or not), a .zip, .tar, .npz or .npy; split by val_fraction."""
     train: Path | None = None
     """Training pictures, in place of `path`."""
     val: Path | None = None
@@ -118,15 +118,18 @@ class ImagesConfig(SplitConfig):
         separate = self.train is not None and self.val is not None
         if (self.path is None) != separate or (self.path and (self.train or self.val)):
             given = [name for name in ("path", "train", "val") if getattr(self, name) is not None]
-            raise ValueError(f"images need either path, or train and val; given: {given or 'none'}.")
+            raise ValueError(
+                f"say where the images are, by either path, or train and val; given: {', '.join(given) or 'none'}. "
+                "A place is a folder, a .zip, .tar, .npz or .npy file."
+            )
         return self
 
     def build(self) -> Dataset:
         """Train and val, their rows shuffled, of images [n, c, size, size]. None is decoded yet; with
         `drop_shared` all files are read.
 
-        Raises ValueError for a place that cannot be read, sizes that differ, classes that differ between the places, or
-        a class too small to split.
+        Raises ValueError for a place that cannot be read, sizes that differ, classes that differ between the places,
+        numbers of classes that have no image, or a class too small to split.
         """
         if self.path is not None:
             source, name = open_source(self.path), printable(self.path.stem)
@@ -137,6 +140,7 @@ class ImagesConfig(SplitConfig):
             parts = {part: self._whole(part, path) for part, path in (("train", self.train), ("val", self.val))}
             _same_classes(*(source for source, _ in parts.values()))
         sources = list(dict.fromkeys(source for source, _ in parts.values()))
+        _no_class_is_empty(sources[0])
         height, width = (self.size, self.size) if self.size else own_size(sources)
         shape = (self.channels or max(source.channels for source in sources), height, width)
         splits = {part: Pictures(source, rows, shape) for part, (source, rows) in parts.items()}
@@ -158,6 +162,15 @@ def _same_classes(train: ImageSource, val: ImageSource) -> None:
             f"{printable(str(val.path))} has {len(names[1]) or 'no'} classes and {printable(str(train.path))} has "
             f"{len(names[0]) or 'none'}; {sorted(names[0] ^ names[1])[:5]} are in one of the two alone. Give both the "
             "same class folders."
+        )
+
+
+def _no_class_is_empty(source: ImageSource) -> None:
+    strata, classes = source.conditions.strata, source.conditions.spec.width
+    if strata is not None and (found := len(strata.unique())) < classes:
+        raise ValueError(
+            f"{printable(str(source.path))}: labels take {found} values up to {classes - 1}; expected every number "
+            "from 0 to classes - 1. Renumber them: numpy.unique(labels, return_inverse=True)[1]."
         )
 
 

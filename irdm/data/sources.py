@@ -28,7 +28,8 @@ __all__ = ["FolderSource", "ImageSource", "open_source"]
 def open_source(path: Path) -> ImageSource:
     """The images at `path`, of whatever kind is found there.
 
-    - a folder of images, or of one folder a class (the first folder below what all images share is the class);
+    - a folder of images, or of one folder a class (the first folder below what all images share is the class), none
+      of them empty;
     - a `.zip` laid out in the same way;
     - a webdataset `.tar`, or a folder of them: `key.cls` beside `key.jpg` holds the class number, else folders tell;
     - an `.npz` with `images` (or `arr_0`) and perhaps integer `labels` (or `arr_1`), or an `.npy` of images.
@@ -77,14 +78,18 @@ class FolderSource(ImageSource):
 def _walk(folder: Path) -> Iterator[str]:
     """Every file below a folder, as a path relative to it.
 
-    Raises ValueError for a link back to a folder above, and for what is no plain file: opening it could wait for ever.
+    Raises ValueError for an empty folder, a link back to a folder above, and what is no plain file: opening it could
+    wait for ever.
     """
     open_folders: list[tuple[Path, tuple[Path, ...]]] = [(folder, (folder.resolve(),))]
     while open_folders:
         current, above = open_folders.pop()
-        for entry in os.scandir(current):
-            if is_litter(entry.name):
-                continue
+        entries = [entry for entry in os.scandir(current) if not is_litter(entry.name)]
+        if not entries and current != folder:
+            raise ValueError(
+                f"{printable(str(current))} is an empty folder: a class without images? Fill it, or remove it."
+            )
+        for entry in entries:
             path = Path(entry.path)
             if entry.is_file():
                 yield path.relative_to(folder).as_posix()

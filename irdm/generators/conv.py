@@ -1,4 +1,4 @@
-"""A convolutional network that draws small and medium images, 16 to 128 pixels a side, in one evaluation.
+"""A convolutional network that draws small and medium images, up to 128 pixels a side, in one evaluation.
 
 Letters: n images; z noise numbers; m numbers of a style; c channels, h height, w width.
 """
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from irdm.conditions import ClassSpec, NoSpec
 from irdm.config import Config
 from irdm.generators.base import Generator
+
+LARGEST = 128  # pixels a side
 
 
 class ConvConfig(Config):
@@ -39,7 +41,12 @@ class ConvConfig(Config):
     """Channels at most, at whatever resolution."""
 
     def build(self, image_shape: tuple[int, int, int], spec: ClassSpec | NoSpec) -> ConvGenerator:
-        """A freshly initialised network; the caller seeds torch."""
+        """A freshly initialised network; the caller seeds torch. Raises ValueError for images that are too large."""
+        if max(image_shape[1:]) > LARGEST:
+            raise ValueError(
+                f"The generator 'conv' draws images of at most {LARGEST} pixels a side, and these have "
+                f"{image_shape[2]} x {image_shape[1]}. Make them smaller: --data.size 32, or 64."
+            )
         return ConvGenerator(self, image_shape, spec)
 
 

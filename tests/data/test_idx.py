@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from irdm.data import IdxConfig
+from irdm.data.idx import CLOTHES, DEBIAN
+from irdm.presets import PRESETS, limited
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
@@ -66,10 +68,38 @@ def test_a_file_that_does_not_fit_is_named(folder, name, content, said):
 
 
 def test_other_mistakes_are_named(folder):
-    with pytest.raises(ValueError, match="There is no folder"):
-        IdxConfig(path=folder[0] / "nowhere").build()
+    for names, apt in (((), False), (CLOTHES, True)):
+        with pytest.raises(ValueError, match="There is no folder.*nowhere; expected .*t10k-labels") as caught:
+            IdxConfig(path=folder[0] / "nowhere", names=names).build()
+        assert ("apt install dataset-fashion-mnist" in str(caught.value)) == apt
     with pytest.raises(ValueError, match="labels go up to 2, but there are names for 2 classes"):
         IdxConfig(path=folder[0], names=("a", "b")).build()
+
+
+def test_images_in_the_place_of_labels_are_refused(folder):
+    path = folder[0]
+    images, labels = path / f"{FILES[0]}.gz", path / FILES[1]
+    unpacked = gzip.decompress(images.read_bytes())
+    images.write_bytes(gzip.compress(labels.read_bytes()))
+    labels.write_bytes(unpacked)
+    with pytest.raises(ValueError, match="may have been swapped"):
+        IdxConfig(path=path).build()
+
+
+@pytest.mark.skipif(not DEBIAN.is_dir(), reason="the Debian package dataset-fashion-mnist is not installed")
+def test_the_fashion_preset_reads_the_published_files():
+    data = PRESETS["fashion"]().data.build()
+    assert (len(data.train), len(data.val), data.image_shape) == (60_000, 10_000, (1, 28, 28))
+    assert data.train.conditions.names == CLOTHES
+    labels = data.train.conditions.labels
+    assert labels.bincount().tolist() == [6000] * 10
+    # Trousers are narrow, and both kinds of shoe that have no shaft are flat: their names are in the right order.
+    filled = torch.stack([data.train.images[labels == number].mean(0)[0] > 0.1 for number in range(10)])
+    wide, tall = filled.any(1).sum(1), filled.any(2).sum(1)
+    assert wide.argmin() == CLOTHES.index("trousers")
+    assert {CLOTHES[number] for number in tall.argsort()[:2]} == {"sandal", "sneaker"}
+    few = limited(PRESETS["fashion"](), 400).data.build()
+    assert len(few.train) == len(few.val) == 400
 
 
 def test_held_out_images_that_are_training_images_are_refused_or_left_out(folder):

@@ -185,3 +185,36 @@ def test_duplicates_are_counted_and_too_many_refused(tmp_path):
     assert not any("copy" in name for name in apart.val.called(range(18)))
     with pytest.raises(ValueError, match="18 of the 18 held-out images of .*train are also training images"):
         shared(found.train, pictures_like(open_source(train), found.image_shape))
+
+
+def test_modes_of_all_kinds_in_one_folder_are_one_data_set(tmp_path):
+    """Palette, 16 bit, CMYK, alpha and one bit become colour alike."""
+    rng = np.random.default_rng(0)
+    grey = rng.integers(0, 256, (40, 12, 12), np.uint8)
+    modes = {"P": "gif", "CMYK": "jpg", "RGBA": "png", "LA": "png", "1": "png", "L": "png", "RGB": "png"}
+    for number, pixels in enumerate(grey):
+        image, mode = Image.fromarray(pixels), [*modes, "16"][number % 8]
+        image = Image.fromarray(pixels.astype(np.uint16) * 257) if mode == "16" else image.convert(mode)
+        image.save(tmp_path / f"{number:02d}.{modes.get(mode, 'png')}")
+    dataset = ImagesConfig(path=tmp_path).build()
+    assert dataset.image_shape == (3, 12, 12)
+    places = [dataset.train.source.names[row] for row in dataset.train.rows.tolist()]
+    for image, place in zip(dataset.train.images, places, strict=True):
+        number = int(place[:2])
+        if [*modes, "16"][number % 8] in ("P", "RGBA", "LA", "L", "RGB", "16"):
+            assert ((image * 255).round().numpy() == grey[number]).all(), place
+
+
+@pytest.mark.parametrize("place", ["eel", "cat/kittens"])
+def test_an_empty_class_folder_is_named(tmp_path, place):
+    path = write(tmp_path / "pets", 6, classes=["cat", "dog"])
+    (path / place).mkdir()
+    (path / place / ".DS_Store").write_bytes(b"")
+    with pytest.raises(ValueError, match=f"{place} is an empty folder: a class without images"):
+        ImagesConfig(path=path, size=8).build()
+
+
+def test_one_image_is_too_few(tmp_path):
+    Image.new("RGB", (16, 16)).save(tmp_path / "one.png")
+    with pytest.raises(ValueError, match=r"has 1 row\(s\), of which 0 would be held out.*Add images"):
+        ImagesConfig(path=tmp_path).build()

@@ -32,6 +32,12 @@ def test_sides_are_halved_down_to_the_coarsest():
     assert sides(8, 8, 8) == [(8, 8)]
 
 
+def test_images_that_are_too_large_are_refused():
+    ConvConfig(**SMALL).build((1, 128, 100), NoSpec())
+    with pytest.raises(ValueError, match="at most 128 pixels a side, and these have 100 x 129.*--data.size 32"):
+        ConvConfig(**SMALL).build((1, 129, 100), NoSpec())
+
+
 def test_every_field_is_used():
     def size(**fields):
         return sum(p.numel() for p in ConvConfig(**fields).build((1, 28, 28), classes(10)).parameters())
