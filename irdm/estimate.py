@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from irdm.conditions import ClassSpec, NoSpec
 from irdm.data.base import Shape
 from irdm.distances import AnyDistance
-from irdm.encoders import AnyBattery, LocalBatteryConfig, PanelBatteryConfig
+from irdm.encoders import AnyBattery, FittedBatteryConfig, PanelBatteryConfig
 from irdm.encoders.panel import entries
 from irdm.generators import AnyGenerator, PixelMeanFlowConfig
 from irdm.presets import RunConfig
@@ -106,7 +106,7 @@ def encoder_costs(config: AnyBattery, image_shape: Shape, spec: ClassSpec | NoSp
     """{encoder: (cost, numbers of a feature)}, without weights or data."""
     if isinstance(config, PanelBatteryConfig):
         return {entry.name: (PANEL_COSTS[entry.name], entry.dim) for entry in entries(config.names)}
-    if not isinstance(config, LocalBatteryConfig):
+    if not isinstance(config, FittedBatteryConfig):
         return {"identity": (Cost(0, 0, 0), math.prod(image_shape))}
     battery, image = config.blank(image_shape, classes=spec.width), torch.zeros(1, *image_shape)
     return {

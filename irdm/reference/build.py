@@ -20,7 +20,7 @@ from irdm.data.base import Dataset
 from irdm.data.checks import check_real
 from irdm.distances import AnyDistance, NystromMMDConfig
 from irdm.distributed import Ranks
-from irdm.encoders import AnyBattery, Battery
+from irdm.encoders import FITTED, AnyBattery, Battery
 from irdm.encoders.base import encoder_identity
 from irdm.evaluation import EvaluationConfig
 from irdm.evaluation.sensitivity import LADDER as LADDER_FILE
@@ -205,7 +205,7 @@ class _Job:
         self.address = hash_of(plan)
         halves = ["real"] if config.judge_only else ["real", "training"]
         self.wanted = [ROWS, *(f"{half}/{encoder}" for half in halves for encoder in plan["encoders"])]
-        if plan["battery"]["kind"] == "local":
+        if plan["battery"]["kind"] in FITTED:
             self.wanted.append(ENCODERS)
         if ladder_rows(config.ladder, min(plan["val"]["count"], config.table_rows)):
             self.wanted.append(LADDER)
