@@ -11,6 +11,10 @@ smallest chance counts, five times. What is left over at that k is the share of 
 Small pictures are compared without brightness and most contrast: grey, their rim cut off, averaged to 8 x 8 numbers.
 Each is looked at as it is, moved by a pixel, and mirrored; so are the fresh images.
 
+What an encoder says counts as far as the pictures bear it out. Defects move images to another place of its features,
+where fewer directions are left (faded photographs have little of what `bands` measures), and there ratios are smaller
+without any copying; the picture of a copy is near that of the same train image too.
+
 Letters: n images, v fresh real ones, m train images, c channels, h height, w width, d numbers a picture.
 """
 
@@ -69,14 +73,27 @@ def neighbours_of(train: Rows) -> int:
 
 
 def nearest_pictures(pictures: Rows, train: Float32[Tensor, "m d"]) -> Nearest:
-    """How near thumbnails [n, c, h, w] come to `described` train images, in the look that comes nearest."""
+    """How near thumbnails [n, c, h, w] come to `described` train images, in the look that comes nearest.
+
+    A picture that is nearer to one without contrast than to any train image shows nothing of it: its ratio is 1.
+    """
     found, k = [], neighbours_of(train)
     for block in row_blocks(pictures, BLOCK):
-        seen = [nearest_neighbours(_described(look).to(train), train, k) for look in _looks(block)]
-        ratio, best = torch.stack([ratios(distance) for distance, _ in seen]).min(0)
-        row = torch.stack([index[:, 0] for _, index in seen]).gather(0, best[None])[0]
-        found.append(Nearest(ratio, row))
+        looks = []
+        for look in _looks(block):
+            rows = _described(look).to(train)
+            distance, index = nearest_neighbours(rows, train, k)
+            flat = distance[:, 0] > rows.norm(dim=1).cpu()
+            looks.append((torch.where(flat, 1.0, ratios(distance)), index[:, 0]))
+        ratio, best = torch.stack([ratio for ratio, _ in looks]).min(0)
+        found.append(Nearest(ratio, torch.stack([row for _, row in looks]).gather(0, best[None])[0]))
     return Nearest(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+
+def confirmed(seen: Nearest, pictures: Nearest) -> Nearest:
+    """What an encoder saw, as far as pictures say so: the larger ratio, and 1 where they name another train image."""
+    ratio = torch.where(seen.row == pictures.row, torch.maximum(seen.ratio, pictures.ratio), 1.0)
+    return seen._replace(ratio=ratio)
 
 
 def described(pictures: Rows) -> Float32[Tensor, "n d"]:
@@ -85,17 +102,20 @@ def described(pictures: Rows) -> Float32[Tensor, "n d"]:
 
 
 def excess(judged: Float64[Tensor, " n"], fresh: Float64[Tensor, " v"]) -> Found:
-    """The test on how alarming judged and fresh images are, smaller being more so."""
-    together, alone = torch.cat([judged, fresh]).sort().values, fresh.sort().values
-    total, found = len(together), []
-    for level in LEVELS:
-        limit, natural = (ordered[max(0, round(level * len(ordered)) - 1)] for ordered in (together, alone))
+    """The test on how alarming judged and fresh images are, smaller being more so; the largest value accuses nobody."""
+    both, found = torch.cat([judged, fresh]), []
+    together, alone = (side[side < both.max()].sort().values for side in (both, fresh))
+    for level in LEVELS if len(together) else ():
+        limit = together[min(len(together), max(1, round(level * len(both)))) - 1]
         ours, theirs = int((judged <= limit).sum()), int((fresh <= limit).sum())
-        chance = float(stats.hypergeom.sf(ours - 1, total, ours + theirs, len(judged)))
+        chance = float(stats.hypergeom.sf(ours - 1, len(both), ours + theirs, len(judged)))
         # where many are copies, the smallest ratios are theirs alone: the level of fresh ones leaves none of them out
-        limit = torch.maximum(limit, natural)
+        if len(alone):
+            limit = torch.maximum(limit, alone[min(len(alone), max(1, round(level * len(fresh)))) - 1])
         ours, theirs = ((side <= limit).double().mean().item() for side in (judged, fresh))
         found.append(Found(max(0.0, ours - theirs), float(limit), chance))
+    if not found:
+        return Found(0.0, 0.0, 1.0)
     most = min(found, key=lambda one: (one.chance, -one.excess))
     return most._replace(chance=min(1.0, len(LEVELS) * most.chance))
 

@@ -1,7 +1,8 @@
 """Memorisation: does the generator return its training images, or nearly so?
 
     near_copies    share of images that come alarmingly near one train image, beyond what fresh real images do: a test,
-                   `irdm.metrics.copies`, under each encoder and on thumbnails. The most alarming one counts
+                   `irdm.metrics.copies`, on thumbnails, and under each encoder as far as these bear it out. The most
+                   alarming one counts
     closeness      P(d(g, train) < d(fresh, train)) for a generated g and a fresh real image, ties counting half: the
                    statistic of the data-copying test of Meehan, Chaudhuri and Dasgupta (2020) before it is made a
                    z-score. 0.5 for fresh real images, 1 for copies, towards 0 for images far from all real ones
@@ -35,6 +36,7 @@ from irdm.metrics.copies import (
     Found,
     Nearest,
     both_sides,
+    confirmed,
     described,
     excess,
     natural_excess,
@@ -102,7 +104,12 @@ def memorisation(generated: Table, real: Real, config: EvaluationConfig) -> dict
         judged, fresh, train = tables
         assert judged is not None and fresh is not None and train is not None
         train = described(train)
-        near[THUMBNAILS] = nearest_pictures(judged, train), nearest_pictures(fresh, train)
+        pictures = nearest_pictures(judged, train), nearest_pictures(fresh, train)
+        near = {
+            name: (confirmed(ours, pictures[0]), confirmed(fresh_ones, pictures[1]))
+            for name, (ours, fresh_ones) in near.items()
+        }
+        near[THUMBNAILS] = pictures
     notes = {"rows": len(generated), "train_rows": len(real.train), "fresh_rows": len(kept), "law": pools.law}
     compared = _compared(sides, real.held_out, notes, config.seed)
     return {"near_copies": _near_copies(near, kept, real.held_out, notes, config.seed)} | compared

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,11 +17,16 @@ from sklearn.metrics import pairwise_distances
 from sklearn.neighbors import NearestNeighbors
 
 from irdm.conditions import Unconditional
+from irdm.data.base import Dataset, TensorSplit
+from irdm.encoders import LocalBatteryConfig
+from irdm.evaluation import embed, real_of
+from irdm.evaluation.defects import blur, contrast, jpeg, noise, rounded
 from irdm.metrics import EvaluationConfig, Table
 from irdm.metrics.copies import excess
 from irdm.metrics.memorisation import _permuted, memorisation
 from irdm.metrics.neighbours import nearest_neighbours
 from irdm.metrics.score import Estimate
+from irdm.ops.sampling import generator_for
 
 TRAIN, FRESH = gaussian(600, 0), gaussian(200, 1)
 
@@ -203,6 +209,47 @@ def test_one_near_copy_in_twenty_is_found_and_fresh_images_are_not_accused(image
         assert found.mean.notes["encoder"] == "thumbnails" and 0.015 < found.mean.value < 0.07, name
         shown = found.mean.notes["closest"]
         assert sum(row < share and near == len(train) - share + row for row, near, *_ in shown) >= 4, name
+
+
+def squares(side=16):
+    """The same of squares of two photographs that do not overlap."""
+    found = [
+        photo[y : y + side, x : x + side].transpose(2, 0, 1)
+        for photo in load_sample_images().images
+        for x in range(0, photo.shape[1] - side, side)
+        for y in range(0, photo.shape[0] - side, side)
+    ]
+    order = np.random.default_rng(0).permutation(len(found))
+    return torch.from_numpy(np.stack(found)[order])[:1750].split([1000, 250, 500])
+
+
+DEFECTS = {
+    "nothing": lambda pixels: pixels,
+    "faded to 0.6": lambda pixels: contrast(pixels, 40, ()),
+    "faded to 0.3": lambda pixels: contrast(pixels, 70, ()),
+    "blurred": lambda pixels: blur(pixels, 1.5, ()),
+    "noisy": lambda pixels: noise(pixels, 8, [generator_for("noisy", i) for i in range(len(pixels))]),
+    "JPEG 30": lambda pixels: jpeg(pixels, 30, ()),
+}
+
+
+@pytest.mark.parametrize(
+    ("images", "alone"), [(squares, {"faded to 0.3", "JPEG 30"}), (grey, {"faded to 0.3"}), (digits, set())]
+)
+def test_defects_of_real_images_are_not_taken_for_copies(images, alone):
+    """Not by any encoder, though some would accuse the defects named if the pictures were not asked."""
+    parts = [TensorSplit(rounded(part.float()), Unconditional(len(part)), "photographs") for part in images()]
+    dataset = Dataset("photographs", parts[0], parts[2])
+    battery = LocalBatteryConfig(held_in=("pixels", "pca", "bands", "patches", "tone"), held_out=("correlation",))
+    battery = battery.fit(dataset)
+    real, encoders = real_of(dataset, battery, EvaluationConfig()), dict(battery.encoders.items())
+    for name, change in DEFECTS.items():
+        changed = TensorSplit(rounded(change(parts[1].images * 255)), parts[1].conditions, name)
+        judged = embed(changed, encoders)
+        assert memorisation(judged, real, EvaluationConfig())["near_copies"].mean.p_real > 0.05, name
+        if name in alone:
+            unseen = replace(judged, thumbnails=None)
+            assert memorisation(unseen, real, EvaluationConfig())["near_copies"].mean.p_real < 0.01, name
 
 
 def test_the_test_is_hypergeometric_and_fresh_images_fail_it_as_often_as_stated():
