@@ -14,7 +14,14 @@ from irdm.controller import ControllerConfig
 from irdm.data import AnyData, DigitsConfig, IdxConfig, ImagesConfig
 from irdm.data.idx import CLOTHES, DEBIAN
 from irdm.distances import AnyDistance, NystromMMDConfig
-from irdm.encoders import AnyBattery, LocalBatteryConfig, PanelBatteryConfig
+from irdm.encoders import (
+    FITTED,
+    AnyBattery,
+    FittedBatteryConfig,
+    LiteLocalBatteryConfig,
+    LocalBatteryConfig,
+    PanelBatteryConfig,
+)
 from irdm.encoders.panel import GROUPS, METRICS_ONLY, expanded
 from irdm.fields import UsageError, nearest, validate
 from irdm.generators import PMF_FAMILIES, AnyGenerator, ConvConfig, MLPConfig
@@ -22,7 +29,6 @@ from irdm.metrics import EvaluationConfig
 
 SMOKE_IMAGES = 120
 LR_ROLLOUT = 5120  # the rollout at which `lr` is quoted; the rate scales with the square root
-LOCAL = "local"
 HELD_OUT = {True: 1 / 2, False: 1 / 3}  # share of some images that becomes val, of a reference (not) to judge alone
 
 
@@ -215,22 +221,27 @@ def run_of_images(
 ) -> RunConfig:
     """The run whose real side some images are; without `val` a third of them is held out, half when they only judge.
 
-    `names` are the encoders: none or `local` for the local battery, `panel` or `literature` for pretrained ones, or
-    some of either kind. Raises UsageError for other names.
+    `names` are the encoders: none or `local`, `lite` or `lite+local` for those fitted on the images, `panel` or
+    `literature` for pretrained ones, or some of either kind. Raises UsageError for other names.
     """
-    names, local, pretrained = expanded(names), LocalBatteryConfig(), PanelBatteryConfig()
+    pretrained = PanelBatteryConfig()
     pretrained = PanelBatteryConfig(held_out=(*pretrained.held_out, *METRICS_ONLY))
-    ours = (*local.held_in, *local.held_out)
-    battery: AnyBattery = local
-    if names not in ((), (LOCAL,)):
-        if not set(names) - set(pretrained.names):
-            battery = pretrained.some(names, weights)
-        elif unknown := [name for name in names if name not in ours]:
-            known = [LOCAL, *GROUPS, *ours, *pretrained.names]
-            raise UsageError(f"--panel has no encoder '{unknown[0]}'{nearest(unknown[0], known)}")
-        else:
-            held_in, held_out = (tuple(n for n in side if n in names) for side in (local.held_in, local.held_out))
-            battery = LocalBatteryConfig(held_in=held_in, held_out=held_out)
+    fitted = [config() for config in FITTED.values()]
+    every, groups = LiteLocalBatteryConfig(), GROUPS | {config.kind: config.names for config in fitted}
+    names = expanded(names or ("local",), groups)
+    if not set(names) - set(pretrained.names):
+        battery: AnyBattery = pretrained.some(names, weights)
+    elif unknown := [name for name in names if name not in every.names]:
+        if unknown[0] in pretrained.names:
+            raise UsageError(
+                f"--panel has '{unknown[0]}' beside encoders of local or lite; build a reference of each kind"
+            )
+        known = [*groups, *every.names, *pretrained.names]
+        raise UsageError(f"--panel has no encoder '{unknown[0]}'{nearest(unknown[0], known)}")
+    else:
+        held_in, held_out = (tuple(n for n in side if n in names) for side in (every.held_in, every.held_out))
+        some = LocalBatteryConfig(held_in=held_in, held_out=held_out)
+        battery = next((config for config in fitted if set(config.names) == set(names)), some)
     places: dict[str, Any] = {"train": train, "val": val}
     if val is None:
         places = {"path": train, "val_fraction": HELD_OUT[judge_only], "drop_shared": True}
@@ -252,7 +263,7 @@ def limited(config: RunConfig, images: int) -> RunConfig:
     update |= {"check_every": 1, "checkpoint_every": 1}
     if "limit" in type(config.data).model_fields:
         update["data"] = config.data.model_copy(update={"limit": images})
-    if isinstance(config.battery, LocalBatteryConfig):
+    if isinstance(config.battery, FittedBatteryConfig):
         update["battery"] = config.battery.model_copy(update={"steps": min(config.battery.steps, 2)})
     if config.evaluation:
         update["evaluation"] = config.evaluation.model_copy(update={"rows": images, "quick_rows": images, "draws": 1})

@@ -1,4 +1,4 @@
-"""`irdm encoders list | check | fetch`: the weights of the panel, of PickScore and of CLIPScore."""
+"""`irdm encoders list | check | fetch`: the weights of the panel, of lite, of PickScore and of CLIPScore."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from irdm.overrides import word
 
 
 class List(Config):
-    """What pretrained encoders there are, how large, under which licence, and whether their files are here. All of this
-    needs pip install 'irdm[panel]'.
+    """What pretrained encoders there are, how large, under which licence, and whether their files are here. The panel
+    needs pip install 'irdm[panel]', those of lite come with 'irdm[lite]'.
     """
 
     names: tuple[str, ...] = word(())
     """Encoders, such as mae dinov2; panel is the fourteen of the paper, literature those of FID, KID, the Inception
-    score, FD-DINOv2 and CMMD. Unset, list shows all, check and fetch take the panel."""
+    score, FD-DINOv2 and CMMD, lite those that lie in packages. Unset, list takes all, check and fetch the panel."""
     weights: Path | None = None
     """Folder DIR/<encoder>/<file>; unset, $IRDM_WEIGHTS, else a folder in irdm's cache."""
 
@@ -34,12 +34,14 @@ class Fetch(List):
 
 def known(names: tuple[str, ...]) -> tuple[str, ...]:
     """The names, with the members of groups. Raises UsageError for one that there is no encoder of."""
+    from irdm.encoders.lite import LITE
     from irdm.encoders.panel import GROUPS, METRICS_ONLY, PANEL, expanded
 
-    there = [*PANEL, *METRICS_ONLY]
-    if unknown := [name for name in expanded(names) if name not in there]:
-        raise UsageError(f"there is no encoder '{unknown[0]}'{nearest(unknown[0], [*there, *GROUPS])}")
-    return expanded(names)
+    there, groups = [*PANEL, *METRICS_ONLY, *LITE], GROUPS | {"lite": tuple(LITE)}
+    names = expanded(names, groups)
+    if unknown := [name for name in names if name not in there]:
+        raise UsageError(f"there is no encoder '{unknown[0]}'{nearest(unknown[0], [*there, *groups])}")
+    return names
 
 
 def show(given: List, command: str) -> int:

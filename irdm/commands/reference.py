@@ -41,9 +41,9 @@ class Build(Config):
     preset: str | None = None
     """In place of train and val: the data, the encoders and the distance of a preset."""
     panel: tuple[str, ...] = ()
-    """local: encoders fitted to the train images, no weights needed; lite: two small pretrained ones, of the extra lite;
-    lite+local: both; panel: the fourteen pretrained ones; literature: those of FID, KID, the Inception score, FD-DINOv2
-    and CMMD; or names, such as inception,dinov2; unset, local."""
+    """local: encoders fitted to the train images, no weights needed; lite: two small pretrained ones, which the extra
+    lite brings; lite+local: both; panel: the fourteen pretrained ones; literature: those of FID, KID, the Inception
+    score, FD-DINOv2 and CMMD; or names, such as inception,dinov2; unset, local."""
     size: Annotated[int | None, Field(ge=4)] = None
     """Side of the centre crop in pixels; unset, images stay as they are, which must then be of one size. Published
     metrics are defined on images as they are."""

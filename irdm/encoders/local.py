@@ -100,6 +100,11 @@ class FittedBatteryConfig(Config):
             raise ValueError(f"There is no local encoder {unknown}; choose from {list(ENCODERS)}.")
         return names
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every encoder asked for."""
+        return self.held_in + self.held_out
+
     def fit(self, dataset: Dataset, *, cache_dir: Path | None = None, progress: Say | None = None) -> Battery:
         """The battery for these images, read from `cache_dir` when the same data, config and code made it before.
 
@@ -119,11 +124,11 @@ class FittedBatteryConfig(Config):
         path = cache_dir / f"local-battery-{key[:24]}.safetensors" if cache_dir else None
         if path and path.exists() and (battery := self._read(path, key, train.image_shape, say)):
             return battery
-        require_shipped(self.held_in + self.held_out)
+        require_shipped(self.names)
         images, labels = self._sample(train)
         classes = len(labels.unique())
         encoders = {}
-        for name in self.held_in + self.held_out:
+        for name in self.names:
             began = time.monotonic()
             encoders[name] = self._fit(name, images, labels, classes, say)
             say(f"fitted the encoder '{name}' on {len(images)} images in {time.monotonic() - began:.1f} s")
@@ -155,7 +160,7 @@ class FittedBatteryConfig(Config):
     def _blank(self, image_shape: Shape, sizes: Mapping[str, tuple[int, int]]) -> Battery:
         """The battery with weights that are replaced next."""
         encoders = {}
-        for name in self.held_in + self.held_out:
+        for name in self.names:
             with torch.random.fork_rng(devices=[]):
                 encoders[name] = _encoder(name, _network(name, image_shape, self.width, *sizes[name]), image_shape)
         return Battery(encoders, self.held_in, self.held_out)

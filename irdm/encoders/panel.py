@@ -7,7 +7,7 @@ records what it gets the first time, and every load is compared with that record
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
@@ -240,9 +240,9 @@ GROUPS: dict[str, tuple[str, ...]] = {"panel": tuple(PANEL), "literature": LITER
 """Several encoders by one word."""
 
 
-def expanded(names: Sequence[str]) -> tuple[str, ...]:
+def expanded(names: Sequence[str], groups: Mapping[str, Sequence[str]] = GROUPS) -> tuple[str, ...]:
     """The names, with the encoders of a group in place of its word, each once."""
-    return tuple(dict.fromkeys(name for word in names for name in GROUPS.get(word, (word,))))
+    return tuple(dict.fromkeys(name for word in names for name in groups.get(word, (word,))))
 
 
 def entries(names: Sequence[str]) -> list[PanelEntry]:
