@@ -5,7 +5,7 @@ have: there, middle layers tell images apart better than last layers on enlarged
 is the mean and the log standard deviation of each channel of three to five of its maps, whitened afterwards (`Whitened`
 in irdm.encoders.fixed).
 
-Letters: n rows, c channels, h height, w width, k channels of a map, d feature numbers.
+Letters: n rows, c channels, h height, w width, d feature numbers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from irdm.encoders.fixed import Images, Rows
 from irdm.files import sha256_of
 
 Colour = Float[Tensor, "n 3 h w"]
-Maps = list[Float[Tensor, "n k _ _"]]
+Maps = list[Float[Tensor, "n _ _ _"]]
 State = dict[str, Tensor]
 
 EPS = 1e-3  # added to the variance of a map: its logarithm and gradient are finite where it is even, or one pixel
