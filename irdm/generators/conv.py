@@ -1,6 +1,6 @@
 """A convolutional network that draws small and medium images, up to 128 pixels a side, in one evaluation.
 
-Letters: n images; z noise numbers; m numbers of a style; c channels, h height, w width.
+Letters: n images; z noise numbers, s of them global; m numbers of a style; c channels, h height, w width.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ConvConfig(Config):
     kind: Literal["conv"] = "conv"
     """Name of this kind of generator."""
     noise_dim: int = Field(default=64, ge=1, le=2**20)
-    """Gaussian numbers that one image is drawn from."""
+    """Gaussian numbers that decide an image as a whole; its texture has one more for each pixel of each resolution."""
     style: int = Field(default=384, ge=1, le=2**20)
     """Units of the perceptron, whose output modulates every block."""
     style_depth: int = Field(default=3, ge=1, le=2**12)
@@ -51,17 +51,20 @@ class ConvConfig(Config):
 
 
 class ConvGenerator(Generator):
-    """`forward(noise [n, noise_dim], labels [n] or None) -> images [n, c, h, w]` in (0, 1).
+    """`forward(noise [n, z], labels [n] or None) -> images [n, c, h, w]` in (0, 1).
 
     The picture is the sum of one read off the coarse map, so that the layout is learned without the convolutions, and
-    one that these refine. Nothing is normalised, and sides are doubled bilinearly: neither leaves a checkerboard.
+    one that these refine. Each refinement is given a map of fresh noise (Karras et al. 2019, arXiv 1812.04948): the
+    fine texture of cloth or grass is random, and smooth layers cannot make it of a few numbers. Nothing is normalised,
+    and sides are doubled bilinearly: neither leaves a checkerboard.
     """
 
     def __init__(self, config: ConvConfig, image_shape: tuple[int, int, int], spec: ClassSpec | NoSpec):
         super().__init__()
         channels, height, width = image_shape
-        self.noise_shape = (config.noise_dim,)
         self.sides = sides(height, width, config.coarsest)
+        self.parts = [config.noise_dim, *(math.prod(size) for size in self.sides[1:])]
+        self.noise_shape = (sum(self.parts),)
         widths = [min(config.most, config.width * 2**i) for i in reversed(range(len(self.sides)))]
         self.embed_noise = nn.Linear(config.noise_dim, config.style)
         self.embed_label = nn.Embedding(spec.width, config.style) if spec.width else None
@@ -77,7 +80,8 @@ class ConvGenerator(Generator):
         self, noise: Float[Tensor, "n z"], labels: Int64[Tensor, " n"] | None = None
     ) -> Float[Tensor, "n c h w"]:
         """One network evaluation; all randomness is in `noise`."""
-        style = self.embed_noise(noise)
+        whole, *maps = noise.split(self.parts, dim=1)
+        style = self.embed_noise(whole)
         if self.embed_label is not None:
             style = style + self.embed_label(labels)
         style = F.silu(style)
@@ -85,25 +89,29 @@ class ConvGenerator(Generator):
             style = style + F.silu(layer(style))
         x = self.to_map(style).unflatten(1, (-1, *self.sides[0])).contiguous(memory_format=torch.channels_last)
         picture = enlarged(self.to_picture(x), self.sides[-1])
-        for narrow, block, size in zip(self.narrow, self.blocks, self.sides[1:], strict=True):
-            x = block(enlarged(narrow(x), size), style)  # narrowed first: a quarter of the work
+        for narrow, block, size, fine in zip(self.narrow, self.blocks, self.sides[1:], maps, strict=True):
+            x = enlarged(narrow(x), size)  # narrowed first: a quarter of the work
+            x = block(x, style, fine.unflatten(1, (1, *size)))
         return torch.sigmoid(picture + self.to_detail(F.silu(x))).contiguous()
 
 
 class Block(nn.Module):
-    """x + conv(silu(x (1 + scale) + shift)): scale and shift are linear in the style."""
+    """x + conv(silu(x (1 + scale) + shift + strength noise)): the three are linear in the style, by channel."""
 
     def __init__(self, width: int, style: int):
         super().__init__()
-        self.modulate = nn.Linear(style, 2 * width)
-        nn.init.normal_(self.modulate.weight, std=0.5 / math.sqrt(style))
+        self.modulate = nn.Linear(style, 3 * width)
+        spread = torch.tensor([0.5, 0.5, 0.1]).repeat_interleave(width)[:, None] / math.sqrt(style)
+        self.modulate.weight.data.normal_().mul_(spread)
         nn.init.zeros_(self.modulate.bias)
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
-    def forward(self, x: Float[Tensor, "n k h w"], style: Float[Tensor, "n m"]) -> Float[Tensor, "n k h w"]:
+    def forward(
+        self, x: Float[Tensor, "n k h w"], style: Float[Tensor, "n m"], noise: Float[Tensor, "n 1 h w"]
+    ) -> Float[Tensor, "n k h w"]:
         """The refined map."""
-        scale, shift = self.modulate(style)[:, :, None, None].chunk(2, dim=1)
-        return x + self.conv(F.silu(torch.addcmul(shift, x, 1 + scale)))
+        scale, shift, strength = self.modulate(style)[:, :, None, None].chunk(3, dim=1)
+        return x + self.conv(F.silu(torch.addcmul(torch.addcmul(shift, x, 1 + scale), strength, noise)))
 
 
 def enlarged(x: Float[Tensor, "n k h w"], size: tuple[int, int]) -> Tensor:

@@ -15,8 +15,7 @@ SMALL = {"noise_dim": 6, "style": 24, "width": 4, "most": 8}
 def test_contract(shape):
     torch.manual_seed(0)
     generator = ConvConfig(**SMALL).build(shape, classes(4))
-    assert generator.noise_shape == (6,)
-    noise, labels = torch.randn(9, 6), torch.arange(9) % 4
+    noise, labels = torch.randn(9, *generator.noise_shape), torch.arange(9) % 4
     images = generator(noise, labels)
     assert images.shape == (9, *shape) and images.is_contiguous() and images.min() >= 0 and images.max() <= 1
     assert not torch.allclose(images, generator(noise, (labels + 1) % 4)), "labels must matter"
@@ -24,6 +23,18 @@ def test_contract(shape):
     assert torch.allclose(images[3:5], generator(noise[3:5], labels[3:5]), atol=1e-5)
     images.sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in generator.parameters())
+
+
+def test_noise_is_global_and_a_map_for_each_refinement():
+    torch.manual_seed(0)
+    generator = ConvConfig(**SMALL).build((1, 28, 28), NoSpec())
+    assert generator.noise_shape == (6 + 14 * 14 + 28 * 28,)
+    noise = torch.randn(1, *generator.noise_shape)
+    moved = noise.clone()
+    moved[0, 6 + 14 * 14 + 10 * 28 + 20] += 1  # the finest map, row 10, column 20
+    with torch.no_grad():
+        rows, columns = (generator(moved) - generator(noise))[0, 0].abs().gt(1e-7).nonzero().T.tolist()
+    assert rows and max(abs(row - 10) for row in rows) <= 2 and max(abs(column - 20) for column in columns) <= 2
 
 
 def test_sides_are_halved_down_to_the_coarsest():
@@ -48,14 +59,18 @@ def test_every_field_is_used():
 
 def test_without_a_condition_noise_is_all_there_is():
     generator = ConvConfig(**SMALL).build((1, 16, 16), NoSpec())
-    assert generator(torch.randn(3, 6)).shape == (3, 1, 16, 16) and "embed_label.weight" not in generator.trained()
+    assert (
+        generator(torch.randn(3, 6 + 16 * 16)).shape == (3, 1, 16, 16)
+        and "embed_label.weight" not in generator.trained()
+    )
 
 
 def test_pixels_are_drawn_with_their_neighbours():
     """What the perceptron lacks: near pixels of an untrained network's images are alike, far ones are not."""
     torch.manual_seed(0)
     with torch.no_grad():
-        images = ConvConfig().build((1, 32, 32), NoSpec())(torch.randn(64, 64))
+        generator = ConvConfig().build((1, 32, 32), NoSpec())
+        images = generator(torch.randn(64, *generator.noise_shape))
     images = images - images.mean(0)
     near = (images[..., 1:] * images[..., :-1]).mean() / images.square().mean()
     far = (images[..., 12:] * images[..., :-12]).mean() / images.square().mean()
