@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Float32, Float64, Int64
 from scipy import stats
 from torch import Tensor
 
@@ -78,6 +78,15 @@ class _Side(NamedTuple):
     nearest: Nearest
 
 
+class _Fresh(NamedTuple):
+    """What the fresh images have, under every encoder and in small pictures."""
+
+    sides: dict[str, _Side]
+    train: Float32[Tensor, "m d"] | None
+    """`described` train images."""
+    pictures: Nearest | None
+
+
 def memorisation(generated: Table, real: Real, config: EvaluationConfig) -> dict[str, Score]:
     """The four scores by encoder and their means; of near copies the most alarming encoder in place of the mean.
 
@@ -88,31 +97,42 @@ def memorisation(generated: Table, real: Real, config: EvaluationConfig) -> dict
     """
     pools = Pools.of(generated, real)
     kept = pools.val.sample(config.manifold_rows, "memorisation", config.seed)
-    fresh_rows = real.val.only(kept)
-    sides: dict[str, tuple[_Side, _Side]] = {}
-    for name, rows in generated.features.items():
-        train = real.train.features[name]
-        fresh = _to_train(fresh_rows.features[name], train)
-        if not fresh.distance.median() > 0:
-            raise ValueError(
-                f"Encoder '{name}': half of the fresh real images are also train images, so nothing can be said of "
-                "copies. Take them out of val."
-            )
-        sides[name] = _to_train(rows, train), fresh
-    near = {name: (judged.nearest, fresh.nearest) for name, (judged, fresh) in sides.items()}
-    if None not in (tables := (generated.thumbnails, fresh_rows.thumbnails, real.train.thumbnails)):
-        judged, fresh, train = tables
-        assert judged is not None and fresh is not None and train is not None
-        train = described(train)
-        pictures = nearest_pictures(judged, train), nearest_pictures(fresh, train)
+    fresh = _fresh(real, kept)
+    sides = {
+        name: (_to_train(rows, real.train.features[name]), fresh.sides[name])
+        for name, rows in generated.features.items()
+    }
+    near = {name: (judged.nearest, theirs.nearest) for name, (judged, theirs) in sides.items()}
+    if generated.thumbnails is not None and fresh.pictures is not None and fresh.train is not None:
+        pictures = nearest_pictures(generated.thumbnails, fresh.train), fresh.pictures
         near = {
-            name: (confirmed(ours, pictures[0]), confirmed(fresh_ones, pictures[1]))
-            for name, (ours, fresh_ones) in near.items()
+            name: (confirmed(ours, pictures[0]), confirmed(theirs, pictures[1]))
+            for name, (ours, theirs) in near.items()
         }
         near[THUMBNAILS] = pictures
     notes = {"rows": len(generated), "train_rows": len(real.train), "fresh_rows": len(kept), "law": pools.law}
     compared = _compared(sides, real.held_out, notes, config.seed)
     return {"near_copies": _near_copies(near, kept, real.held_out, notes, config.seed)} | compared
+
+
+def _fresh(real: Real, kept: Int64[Tensor, " v"]) -> _Fresh:
+    """What the fresh images `kept` have to train: the same for whatever is judged, and most of the work."""
+    key = ("memorisation", kept.numpy().tobytes())
+    if key not in real.remembered:
+        rows, sides = real.val.only(kept), {}
+        for name, train in real.train.features.items():
+            sides[name] = _to_train(rows.features[name], train)
+            if not sides[name].distance.median() > 0:
+                raise ValueError(
+                    f"Encoder '{name}': half of the fresh real images are also train images, so nothing can be said of "
+                    "copies. Take them out of val."
+                )
+        pictures = train = None
+        if rows.thumbnails is not None and real.train.thumbnails is not None:
+            train = described(real.train.thumbnails)
+            pictures = nearest_pictures(rows.thumbnails, train)
+        real.remembered[key] = _Fresh(sides, train, pictures)
+    return real.remembered[key]
 
 
 # --- near copies ------------------------------------------------------------------------------------------------------

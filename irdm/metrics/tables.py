@@ -6,7 +6,8 @@ Letters: n rows, k rows of an index, d features.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Int64
@@ -65,6 +66,8 @@ class Real:
     """Encoders that no generator was trained against."""
     identity: Mapping[str, object]
     """What decides all of the above, as plain JSON: images, encoders, preprocessing. Part of a result's protocol."""
+    remembered: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What a metric found of these tables alone, under a key of its own: a ladder judges thirty sets against them."""
 
     @property
     def encoders(self) -> tuple[str, ...]:
@@ -77,7 +80,9 @@ class Real:
             name: Moments(found.count, found.mean.to(device), found.scatter.to(device))
             for name, found in self.moments.items()
         }
-        return replace(self, train=self.train.to(device), val=self.val.to(device), moments=moments)
+        moved = replace(self, train=self.train.to(device), val=self.val.to(device), moments=moments)
+        object.__setattr__(moved, "remembered", self.remembered)
+        return moved
 
 
 def published(name: str, generated: Table, real: Real) -> str:
