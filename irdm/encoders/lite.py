@@ -305,7 +305,8 @@ class Pretrained(nn.Module):
         if channels not in (1, 3):
             raise ValueError(f"The encoder '{name}' sees grey or RGB images; these have {channels} channels.")
         self.name, self.maps = name, LITE[name].maps
-        self.trunk = LITE[name].network()
+        trunk = LITE[name].network()
+        self.trunk = trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # a third faster on a CPU
 
     def load(self) -> None:
         """Take the weights of the package. Raises ValueError when they are missing or altered."""
