@@ -22,6 +22,7 @@ from irdm.encoders import (
     LocalBatteryConfig,
     PanelBatteryConfig,
 )
+from irdm.encoders.local import HELD_IN
 from irdm.encoders.panel import GROUPS, METRICS_ONLY, expanded
 from irdm.fields import UsageError, nearest, validate
 from irdm.generators import PMF_FAMILIES, AnyGenerator, ConvConfig, MLPConfig
@@ -165,11 +166,13 @@ def small_images(preset: str, data: AnyData) -> RunConfig:
     return RunConfig.model_construct(
         preset=preset,
         data=data,
+        battery=LocalBatteryConfig(held_in=(*HELD_IN, "parts")),
         generator=ConvConfig(),
         distance=NystromMMDConfig(bandwidths=(0.25, 0.5, 1.0, 2.0), condition_bandwidth=0.3),
         controller=ControllerConfig(kind="uniform"),
+        evaluation=EvaluationConfig(rows=2500, manifold_rows=5000),
         rollout=512,
-        steps=3000,
+        steps=2000,
         lr=0.019,
         warmup=10,
         final_lr=0.01,

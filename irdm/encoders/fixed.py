@@ -11,6 +11,8 @@ Letters: n rows, c channels, h height, w width, d feature numbers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float32
@@ -103,29 +105,78 @@ class Patches(nn.Module):
 
     filters: Tensor
 
-    def __init__(self, shape: tuple[int, int, int], count: int = 16):
+    def __init__(self, shape: tuple[int, int, int], count: int = 16, size: int | None = None):
         """Blank until `cut`: every filter is zero."""
         super().__init__()
-        size = 5 if min(shape[1:]) >= 16 else 3
+        size = size or (5 if min(shape[1:]) >= 16 else 3)
         self.register_buffer("filters", torch.zeros(count, shape[0], size, size))
 
     def cut(self, images: Images) -> None:
         """Take the filters from real images, at places that the global seed decides."""
-        count, size, some = len(self.filters), self.filters.shape[2], images[torch.randperm(len(images))[:500]]
-        parts = (F.unfold(part, size) for part in some.split(10))  # [n, c * size * size, places]
-        patches = torch.cat(
-            [part[:, :, torch.randperm(part.shape[2])[:80]].mT.flatten(0, 1) for part in parts]
-        ).double()
+        patches = some_patches(images, self.filters.shape[2])
         patches = patches - patches.mean(1, keepdim=True)
-        values, vectors = torch.linalg.eigh(patches.T.cov())
-        whiten = vectors * (values.clamp_min(0) + EPS).rsqrt() @ vectors.T
+        whiten = whitening(patches, EPS)
         contrast = patches.norm(dim=1)
         steep = patches[contrast >= contrast.median()]  # flat patches have no direction
-        filters = F.normalize(steep[torch.randint(len(steep), (count,))] @ whiten, dim=1) @ whiten
+        filters = F.normalize(steep[torch.randint(len(steep), (len(self.filters),))] @ whiten, dim=1) @ whiten
         self.filters.copy_((filters - filters.mean(1, keepdim=True)).view(self.filters.shape))
 
+    def responses(self, images: Images) -> Float[Tensor, "n k s t"]:
+        """How strongly each place answers to each filter."""
+        return F.conv2d(images, self.filters).abs()
+
     def forward(self, images: Images) -> Rows:
-        return F.adaptive_avg_pool2d(F.conv2d(images, self.filters).abs(), CELLS).flatten(1).log1p()
+        return F.adaptive_avg_pool2d(self.responses(images), CELLS).flatten(1).log1p()
+
+
+class Parts(nn.Module):
+    """Sizes of responses to whitened patches of the responses to `Patches`: how edges meet within 8 pixels.
+
+    Two layers of what Coates and Ng (2011) have one of. Sees texture that has the right energies in the wrong order.
+    """
+
+    filters: Tensor
+    offsets: Tensor
+
+    def __init__(self, shape: tuple[int, int, int], first: int = 8, count: int = 32):
+        """Blank until `cut`."""
+        super().__init__()
+        self.first, self.floor = Patches(shape, first, 3), 1e-3
+        size = min(3, (min(shape[1:]) - 2) // 2)
+        self.register_buffer("filters", torch.zeros(count, first, size, size))
+        self.register_buffer("offsets", torch.zeros(count))
+
+    def cut(self, images: Images) -> None:
+        """Take the filters of both layers from real images, at places that the global seed decides."""
+        self.first.cut(images)
+        patches = some_patches(images, self.filters.shape[2], self._maps)
+        centred = patches - patches.mean(0)
+        whiten = whitening(patches, self.floor * centred.square().mean(0).sum())
+        filters = F.normalize(centred[torch.randint(len(patches), (len(self.filters),))] @ whiten, dim=1) @ whiten
+        self.filters.copy_(filters.view(self.filters.shape))
+        self.offsets.copy_(-filters @ patches.mean(0))
+
+    def _maps(self, images: Images) -> Float[Tensor, "n k s t"]:
+        return F.avg_pool2d(self.first.responses(images), 2).log1p()
+
+    def forward(self, images: Images) -> Rows:
+        responses = F.conv2d(self._maps(images), self.filters, self.offsets).abs()
+        return F.adaptive_avg_pool2d(responses, CELLS).flatten(1).log1p()
+
+
+def some_patches(
+    images: Images, size: int, view: Callable[[Images], Tensor] = lambda images: images
+) -> Float[Tensor, "m d"]:
+    """Up to 40,000 patches of size x size, cut from maps of 500 images at places that the global seed decides."""
+    some = images[torch.randperm(len(images))[:500]]
+    parts = (F.unfold(view(part), size) for part in some.split(10))  # [n, c * size * size, places]
+    return torch.cat([part[:, :, torch.randperm(part.shape[2])[:80]].mT.flatten(0, 1) for part in parts]).double()
+
+
+def whitening(rows: Float[Tensor, "m d"], floor: float | Tensor) -> Float[Tensor, "d d"]:
+    """The symmetric matrix that brings their components to unit variance, but for what varies less than the floor."""
+    values, vectors = torch.linalg.eigh(rows.T.cov())
+    return vectors * (values.clamp_min(0) + floor).rsqrt() @ vectors.T
 
 
 class Correlation(nn.Module):

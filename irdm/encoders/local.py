@@ -1,6 +1,6 @@
 """Batteries that are fitted on your own images: `local`, `lite` and `lite+local`.
 
-Nine small encoders by different principles, which need nothing but the images, and two pretrained networks whose
+Ten small encoders by different principles, which need nothing but the images, and two pretrained networks whose
 weights lie in ordinary packages (irdm.encoders.lite). Fitted on the train split only, seeded, cached by content.
 
 | encoder | principle | numbers |
@@ -9,6 +9,7 @@ weights lie in ordinary packages (irdm.encoders.lite). Fitted on the train split
 | pca | averages of 16 x 16 pixels, whitened | 128 |
 | bands | log energies of wavelets | 64 |
 | patches | sizes of responses to random whitened patches | 32 |
+| parts | the same of patches of such responses: two layers | 64 |
 | content | a classifier's logits; convolutions, no brightness, no contrast | classes - 1, at most 16 |
 | tone | mean, spread, skewness and histogram of an image's values | 24 |
 | damage | how much noise, blur, pattern was added, as a network tells it | 16 |
@@ -17,10 +18,10 @@ weights lie in ordinary packages (irdm.encoders.lite). Fitted on the train split
 | lite0 | means and spreads of maps of EfficientNet-Lite0, ImageNet | 64 |
 | squeezenet | means and spreads of maps of SqueezeNet 1.1, ImageNet | 64 |
 
-Of the nine the first six train by default and the others judge; lite0 trains and squeezenet judges. A defect that an
-eye sees has a witness on both sides, and the two fail differently: bands and patches (fixed filters) beside damage
-(learned) and correlation (ratios of energies); content (local, without brightness and contrast), pixels, pca and tone
-beside layout (global, with them).
+Of the ten the first seven train and the others judge, `parts` only where it is asked for; lite0 trains and squeezenet
+judges. A defect that an eye sees has a witness on both sides, and the two fail differently: bands, patches and parts
+(fixed filters) beside damage (learned) and correlation (ratios of energies); content (local, without brightness and
+contrast), pixels, pca and tone beside layout (global, with them).
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from irdm.conditions import draw
 from irdm.config import Config
 from irdm.data.base import Dataset, Shape, Split
 from irdm.encoders.base import Battery, Encoder
-from irdm.encoders.fixed import Bands, Correlation, Patches, Pixels, Tone, Whitened
+from irdm.encoders.fixed import Bands, Correlation, Parts, Patches, Pixels, Tone, Whitened
 from irdm.encoders.learned import Assess, Classify, Content, Contrast, Damage, Layout
 from irdm.encoders.lite import Pretrained, require_shipped
 from irdm.files import clear_partial, hash_of, hash_tensors, read_tensors, write_tensors
@@ -58,6 +59,7 @@ ENCODERS: dict[str, tuple[Maker, int | None]] = {  # a view, and the numbers it 
     "pca": (lambda shape, outputs, width: Pixels(16), 128),
     "bands": (lambda shape, outputs, width: Bands(shape[0]), 64),
     "patches": (lambda shape, outputs, width: Patches(shape), 32),
+    "parts": (lambda shape, outputs, width: Parts(shape), 64),
     "content": (Content, 16),
     "tone": (lambda shape, outputs, width: Tone(shape[0]), 24),
     "damage": (lambda shape, outputs, width: Damage(shape, width), 16),
@@ -194,7 +196,7 @@ class FittedBatteryConfig(Config):
             torch.manual_seed((self.seed * 1_000_003 + zlib.crc32(name.encode())) % 2**63)
             network = _network(name, shape, self.width, *_sizes(name, classes, len(images)))
             view = network.view if isinstance(network, Whitened) else network
-            if isinstance(view, Patches):
+            if isinstance(view, Patches | Parts):
                 view.cut(images)
             elif isinstance(view, Pretrained):
                 view.load()

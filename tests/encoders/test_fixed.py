@@ -7,10 +7,24 @@ import pytest
 import scipy.signal
 import scipy.stats
 import torch
+import torch.nn.functional as F
 from sklearn.decomposition import PCA
 from torch import nn
 
-from irdm.encoders.fixed import EPS, Bands, Correlation, Patches, Pixels, Tone, Whitened, opponent, shrink, smooth
+from irdm.encoders.fixed import (
+    EPS,
+    Bands,
+    Correlation,
+    Parts,
+    Patches,
+    Pixels,
+    Tone,
+    Whitened,
+    opponent,
+    shrink,
+    smooth,
+    whitening,
+)
 
 
 def noise(*shape, seed=0):
@@ -76,6 +90,27 @@ def test_patches_do_not_see_brightness(patches):
     assert torch.allclose(patches(images), patches(images + 0.3), atol=1e-3)
     assert patches.filters.sum((1, 2, 3)).abs().max() < 1e-2 * patches.filters.abs().sum((1, 2, 3)).min()
     assert (patches(0.5 * images) < patches(images)).all()
+
+
+@pytest.mark.parametrize("side", [4, 7, 16])
+def test_parts_are_patches_of_the_responses_to_patches(side):
+    view, images = Parts((3, side, side), first=4, count=6), noise(40, 3, side, side)
+    torch.manual_seed(0)
+    view.cut(images)
+    size = view.filters.shape[2]
+    maps = F.unfold(images, 3).mT @ view.first.filters.flatten(1).T  # by hand, [n, places, 4]
+    maps = F.avg_pool2d(maps.abs().mT.unflatten(2, (side - 2, side - 2)), 2).log1p()
+    answers = (F.unfold(maps, size).mT @ view.filters.flatten(1).T + view.offsets).abs().mT
+    answers = answers.unflatten(2, (maps.shape[2] - size + 1, -1))
+    rows = view(images)
+    assert torch.allclose(rows, F.adaptive_avg_pool2d(answers, 2).flatten(1).log1p(), atol=1e-4)
+    assert torch.allclose(view(images / 2), view(images / 2 + 0.3), atol=1e-3), "brightness drops out"
+    assert not torch.allclose(view(images / 2), rows, atol=0.05)
+
+
+def test_whitening_brings_all_that_varies_to_unit_variance():
+    rows = (noise(500, 5) @ noise(5, 5, seed=1)).double()
+    assert torch.allclose((rows @ whitening(rows, 1e-9)).T.cov(), torch.eye(5, dtype=torch.float64), atol=1e-4)
 
 
 def test_correlations_are_those_of_a_signal_with_itself():
