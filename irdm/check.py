@@ -23,7 +23,7 @@ from irdm.data.base import Shape
 from irdm.encoders.lite import LITE, require_shipped
 from irdm.encoders.panel import PanelBatteryConfig, entries
 from irdm.encoders.weights import weights_folder
-from irdm.estimate import FLOAT, Estimate, encoder_costs, estimate, matmul_rate, step_seconds
+from irdm.estimate import FLOAT, Estimate, encoder_costs, estimate, expected, matmul_rate, step_seconds
 from irdm.memory import physical_memory
 from irdm.presets import SMOKE_IMAGES, RunConfig
 from irdm.progress import duration
@@ -223,7 +223,9 @@ class Needs:
         return text
 
     def time(self) -> str:
-        """Seconds of a step, from one measured matrix product."""
+        """How long the run will take: from its own networks, timed, or from one measured matrix product."""
+        if self.panel is None and (found := expected(self.config, self.dataset, self.device, self.devices)):
+            return f"estimate: {found}"
         rate = matmul_rate(self.device)
         seconds = step_seconds(self.cost.flops, rate, self.devices)
         whole = seconds * self.config.steps

@@ -64,9 +64,8 @@ def _run(argv: list[str]) -> int:
             print("\n\n".join(_help(f"{name} {action}", command[action], [], {}) for action in command))
             return 0
         if not words or words[0] not in command:
-            found = (
-                f"'{words[0]}'{nearest(words[0], command)}" if words else f"missing; choose from {', '.join(command)}"
-            )
+            known = ", ".join(command)
+            found = f"'{words[0]}'{nearest(words[0], command)}" if words else f"missing; choose from {known}"
             raise UsageError(f"the action of irdm {name} is {found}")
         name, tokens, words, command = f"{name} {words[0]}", tokens[1:], words[1:], command[words[0]]
     if "help" in options:

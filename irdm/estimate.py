@@ -1,14 +1,15 @@
-"""What a run will cost, before it is started: parameters, memory on a device, arithmetic and time of a step.
+"""What a run will cost, before it is started: parameters, memory on a device, arithmetic and time.
 
-Estimates, and no more: networks are counted (without the attention products, a few per cent), the distance by its
-largest matrix products, and a device is judged by one of those.
+Estimates, and no more. Networks that are large or not here are counted (without the attention products, a few per
+cent), the distance by its largest matrix products, and a device is judged by one of those. Small ones are run for a
+second, on the device, and the rest follows from how often a run does what was timed.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -17,16 +18,26 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from irdm.conditions import ClassSpec, NoSpec
-from irdm.data.base import Shape
+from irdm.conditions import ClassSpec, NoSpec, draw
+from irdm.data.base import Dataset, Shape
 from irdm.distances import AnyDistance
-from irdm.encoders import AnyBattery, FittedBatteryConfig, PanelBatteryConfig
+from irdm.encoders import AnyBattery, FittedBatteryConfig, IdentityBatteryConfig, PanelBatteryConfig
 from irdm.encoders.panel import entries
+from irdm.evaluation.defects import DEFECTS
+from irdm.evaluation.sensitivity import ladder_rows
 from irdm.generators import AnyGenerator, PixelMeanFlowConfig
-from irdm.presets import RunConfig
+from irdm.gradcache import GradientCache
+from irdm.metrics.sliced_wasserstein import COARSE, SlicedTarget
+from irdm.presets import SMOKE_IMAGES, RunConfig
+from irdm.process import keep_freed_memory
+from irdm.progress import Say, duration
 
 FLOAT = 4  # bytes
 EFFICIENCY = 0.5  # of the rate of a large matrix product, which training usually reaches
+BATCH = 128  # images of a step that teaches an encoder ...
+LEARN = 3.0  # ... each of which takes this many times what all encoders take to look at one
+HOUR = 3600.0  # seconds
+TRIAL = 10_000  # images of a run that is over at once
 
 
 @dataclass(frozen=True)
@@ -183,3 +194,179 @@ def matmul_rate(device: str, seconds: float = 0.5) -> float:
 def step_seconds(flops: float, rate: float, devices: int = 1) -> float:
     """Seconds of a step on devices that each multiply matrices at `rate`."""
     return flops / (EFFICIENCY * rate * devices)
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """What the parts of a run take."""
+
+    encoders: float
+    """To fit the battery, if irdm's cache has not got it."""
+    reference: float
+    """To embed the real images, fit the distances and measure the floors."""
+    step: float
+    """One step of training."""
+    train: float
+    """All steps and checks."""
+    evaluate: float
+    """To judge the result, and measure what the scores see."""
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.encoders + self.reference + self.train + self.evaluate
+
+    def __str__(self) -> str:
+        parts = {"fit encoders": self.encoders, "read real images": self.reference, "train": self.train}
+        listed = [f"{duration(seconds)} to {what}" for what, seconds in parts.items() if seconds >= 1]
+        listed += [f"{duration(self.evaluate)} to judge"] if self.evaluate >= 1 else []
+        text = f"about {duration(self.total)}" + (f": {', '.join(listed)}" if len(listed) > 1 else "")
+        if self.total > HOUR:
+            text += (
+                f". Fewer --steps or a smaller --data.size take less; --limit {SMOKE_IMAGES} only tries all parts out"
+            )
+        return text
+
+
+def expected(config: RunConfig, dataset: Dataset, device: str = "cpu", ranks: int = 1) -> Seconds | None:
+    """The seconds of a run on `device`, from a second or two of its own networks and distance; nothing is fitted.
+
+    None where that cannot be had before the run: with pretrained encoders of the panel, a generator that begins from a
+    file, or a reference that is there already. Leaves the global seed alone.
+    """
+    if not isinstance(config.battery, FittedBatteryConfig | IdentityBatteryConfig):
+        return None
+    if config.reference is not None or getattr(config.generator, "weights", None) is not None:
+        return None
+    keep_freed_memory()  # as training does
+    with torch.random.fork_rng(devices=[]):
+        return _Timed(config, dataset, device, ranks).seconds()
+
+
+def say_expected(config: RunConfig, dataset: Dataset, device: str, ranks: int, begun: bool, say: Say) -> None:
+    """One line on how long a run will take, unless it has begun already, or is over before that could be told."""
+    if not begun and config.steps * config.rollout > TRIAL and (found := expected(config, dataset, device, ranks)):
+        say(f"estimated time here: {found}")
+
+
+class _Timed:
+    """The networks and a distance of a run, as they are before anything is learned, timed on the device.
+
+    Letters: n images of train, v of val, e encoders, m landmarks, N images a step.
+    """
+
+    FEW = 32  # images of the first look
+    LONG, SHORT = 1.0, 0.05  # seconds that a measurement may take, and takes at least
+
+    def __init__(self, config: RunConfig, dataset: Dataset, device: str, ranks: int) -> None:
+        self.config, self.dataset, self.device, self.ranks = config, dataset, device, ranks
+        conditions, shape = dataset.train.conditions, dataset.image_shape
+        battery = config.battery
+        if isinstance(battery, FittedBatteryConfig):
+            blank = battery.blank(shape, classes=conditions.spec.width)
+        else:
+            blank = battery.restore(shape, {})  # type: ignore[union-attr]
+        self.encoders = {name: encoder.to(device) for name, encoder in blank.encoders.items()}
+        self.held_in = {name: self.encoders[name] for name in blank.held_in}
+        self.generator = config.generator.build(shape, conditions.spec).to(device)
+        self.share = -(-config.rollout // ranks)
+
+    def seconds(self) -> Seconds:
+        """The whole run."""
+        config, n, v = self.config, len(self.dataset.train), len(self.dataset.val)
+        embed = self._rate(lambda k: self._pass(k, self.encoders, learn=False, draw=False))
+        embed_in = embed * len(self.held_in) / len(self.encoders)
+        drawn = self._rate(lambda k: self._pass(k, self.encoders, learn=False))
+        compare = len(self.held_in) * self._compare()
+        step = self.share * self._rate(lambda k: self._pass(k, self.held_in, learn=True)) + compare
+        fit = reference = evaluate = checks = 0.0
+        if isinstance(config.battery, FittedBatteryConfig):
+            learned = config.battery.steps * (2 if self.dataset.train.conditions.spec.width > 10 else 1)
+            fit = embed * (min(n, config.battery.images) + LEARN * BATCH * learned)
+        reference = embed_in * (n + v) + len(self.held_in) * self._fit(n, compare / len(self.held_in))
+        if (judged := config.evaluation) is not None:
+            rows = min(judged.rows, n, v // 2)
+            checks = config.steps / config.check_every * min(judged.quick_rows, n, v) * drawn
+            some, others = min(n, judged.table_rows), min(v, judged.table_rows)
+            ladder = ladder_rows(min(judged.ladder, rows), v)
+            defects = sum(len(defect.levels) for defect in DEFECTS.values())
+            evaluate = embed * (n + v + defects * ladder) + drawn * judged.draws * rows
+            # Three sliced ratios, one of them against val; the ladder's is asked three times. Neighbours of all rows.
+            draws = judged.resamples * (some + (5 if ladder else 2) * others)
+            pairs = 5 * min(judged.manifold_rows, some, others) ** 2 + some * (judged.draws * rows + others)
+            evaluate += len(self.encoders) * (draws * self._sort() + pairs * self._pair())
+        train = config.steps * step + checks
+        return Seconds(encoders=fit, reference=reference, step=step, train=train, evaluate=evaluate)
+
+    def _pass(self, k: int, encoders: Mapping[str, nn.Module], *, learn: bool, draw: bool = True) -> None:
+        """Draw k images, or take some, and look at them with encoders; learn: with the gradient, as a step does."""
+        rows = torch.arange(k) % len(self.dataset.train)
+        inputs = self.dataset.train.conditions[rows].inputs(self.device)
+        noise = torch.randn(k, *self.generator.noise_shape).to(self.device)
+
+        def generate(part: slice) -> Tensor:
+            if not draw:
+                return torch.zeros(part.stop - part.start, *self.dataset.image_shape, device=self.device)
+            return self.generator(noise[part], **{name: value[part] for name, value in inputs.items()})
+
+        kept = 0 if self.config.graph_memory_gib == 0 or not learn else None
+        most = self.config.micro_batch or self.share if learn else 256
+        cache = GradientCache(encoders, min(most, k), kept)
+        features = cache.forward(generate, k)
+        if learn:
+            cache.backward({name: torch.ones_like(rows) for name, rows in features.items()})
+
+    def _rate(self, work: Callable[[int], None]) -> float:
+        """Seconds an image of `work(images)`, at the size that a run does it if that takes no more than a second."""
+        size = min(self.config.micro_batch or self.share, self.share)
+        few = self._time(lambda: work(min(self.FEW, size))) / min(self.FEW, size)
+        most = max(1, min(size, int(self.LONG / few)))
+        return self._time(lambda: work(most)) / most
+
+    def _time(self, work: Callable[[], object]) -> float:
+        """Seconds of a call: the mean of those that fit in a moment, after a first one that makes room."""
+        times: list[float] = []
+        while len(times) < 2 or (sum(times[1:]) < self.SHORT and len(times) < 20):
+            start = time.monotonic()
+            work()
+            if self.device.startswith("cuda"):
+                torch.cuda.synchronize(self.device)
+            times.append(time.monotonic() - start)
+        return sum(times[1:]) / (len(times) - 1)
+
+    def _compare(self) -> float:
+        """Seconds of one distance of a rollout and its gradient, on features of the mean width."""
+        width = round(sum(encoder.dim for encoder in self.held_in.values()) / len(self.held_in))  # type: ignore[misc]
+        conditions, config = self.dataset.train.conditions, self.config
+        count = min(len(conditions), getattr(config.distance, "landmarks", config.rollout))
+        rows, asked = torch.arange(max(2, count)) % len(conditions), draw(conditions, config.rollout, "estimate", 0)
+        real, fake = conditions[rows].tau, conditions[asked].tau
+        if not config.joint:
+            real = fake = None
+        distance = config.distance.build().to(self.device).fit(torch.randn(len(rows), width, device=self.device), real)
+        features = torch.randn(config.rollout, width, device=self.device, requires_grad=True)
+        fake = None if fake is None else fake[0 : config.rollout].to(self.device)
+        return self._time(lambda: distance(features, fake, step=0).backward())
+
+    def _sort(self) -> float:
+        """Seconds of a real row in one of the draws that tell the interval of a ratio, under one encoder."""
+        rows = torch.randn(1000, 64, device=self.device)
+        target = SlicedTarget.of("random rows", rows, COARSE, 0)
+        draws = [torch.randperm(1000)[:500] for _ in range(8)]
+        return self._time(lambda: target.distances(rows, draws)) / 8000
+
+    def _pair(self) -> float:
+        """Seconds to find neighbours among pairs of rows, a pair."""
+        rows = torch.randn(1000, 64, device=self.device, dtype=torch.float64)
+        return self._time(lambda: torch.cdist(rows, rows).topk(5, largest=False)) / len(rows) ** 2
+
+    def _fit(self, n: int, compare: float) -> float:
+        """Seconds to fit one distance to n rows, where a pair of rows takes what it takes in a comparison."""
+        config, m = self.config.distance, getattr(self.config.distance, "landmarks", 0)
+        rollout = self.config.rollout
+        pair = compare / (rollout * min(n, m or rollout) + rollout**2 / 2)
+        pairs = min(n, getattr(config, "constant_rows", 0)) ** 2 / 2 + n * m
+        if not 0 < m < n:
+            return pair * pairs
+        solve = len(getattr(config, "bandwidths", (1,))) * 2 / 3 * m**3 / (matmul_rate(self.device, self.SHORT) / 2)
+        return pair * (pairs + n * m * getattr(config, "kmeans_iterations", 0) / 2) + solve

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from irdm.files import write_atomic
-from irdm.progress import Say, silent
+from irdm.progress import Say, duration, silent
 
 
 class MetricsLog:
@@ -52,13 +52,14 @@ def read_log(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     return lines, notes
 
 
-def progress_line(line: Mapping[str, Any], floors: Mapping[str, float | None], steps: int, left: float) -> str:
-    """What the terminal shows of a line: the scores over their floors, the speed and the seconds left, a check."""
+def progress_line(line: Mapping[str, Any], floors: Mapping[str, float | None], steps: int, rollout: int) -> str:
+    """What the terminal shows of a line: the scores over their floors, the speed and the time left, a check."""
     done, known = line["step"], {name: floor for name, floor in floors.items() if floor}
     text = f"step {done}/{steps}"
     if known:
         text += f"  score/floor {sum(line['scores'][name] / floor for name, floor in known.items()) / len(known):.2f}"
-    text += f"  {line['images_per_second']:,.0f} images/s  {left:.0f} s left"
+    rate = line["images_per_second"]
+    text += f"  {rate:,.0f} images/s  {duration((steps - done) * rollout / rate)} left"
     if check := line.get("check"):
         text += "  SW ratio " + ", ".join(f"{k.replace('_', '-')} {check[k]:.2f}" for k in check if k != "alarm")
         text += "  ALARM: the encoders that train are being gamed" if check["alarm"] else ""

@@ -28,6 +28,7 @@ from irdm.controller import Controller
 from irdm.data.checks import check_real
 from irdm.distributed import Ranks
 from irdm.ema import EMA
+from irdm.estimate import say_expected
 from irdm.evaluation import QuickCheck, Result, check_held_out
 from irdm.files import locked
 from irdm.generate import sample_grid
@@ -45,8 +46,7 @@ from irdm.run import check_record, claim_run, record_of, write_record
 def train(config: RunConfig, out: Path, command: str = "irdm train") -> Result | None:
     """Train to the end, resuming from the newest checkpoint in `out`, then evaluate. Returns the result on rank 0.
 
-    The run directory `out` is described in docs/design.md. Repeating the same call resumes an interrupted run, and on a
-    CPU the resumed run is bit-identical to an uninterrupted one.
+    `out` is described in docs/design.md. The same call resumes an interrupted run, on a CPU bit-identically.
 
     Raises:
         ValueError: when `out` holds a run of another configuration or on other data, or no checkpoint in it is usable.
@@ -78,6 +78,7 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> Result |
                 held.enter_context(locked(out, "trained"))
                 check_record(out, dataset, prebuilt, say)
         say(f"{dataset.name}: {len(dataset.train)} training images, {len(dataset.val)} held out; device {device}")
+        say_expected(config, dataset, device, ranks.size, begun, say)
 
         # The frozen side: encoders, distances, floors.
         progress = Progress()
@@ -178,7 +179,7 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> Result |
                 progress.train_seconds += time.monotonic() - tick
                 progress.core_seconds += time.process_time() - core_tick
                 line = {"step": done, "loss": loss.value, "scores": loss.scores, "weights": weights, "lr": lr}
-                line |= {"grad_norm": grad_norm, "skipped": progress.skipped}
+                line |= {"grad_norm": grad_norm, "skipped": progress.skipped, "seconds": progress.train_seconds}
                 looking = last or done % config.check_every == 0
                 if looking and check is not None:
                     with ema.applied():
@@ -187,15 +188,13 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> Result |
                             generator, conditions.spec, dataset.image_shape, config.seed, cache.micro_batch, device
                         )
                     save_png(out / "samples" / f"step-{done:08d}.png", picture)
+                rate = (done - resumed_at) * config.rollout / (time.monotonic() - resumed_clock)
+                line |= {"images_per_second": rate, "core_seconds": progress.core_seconds}
                 if looking or skip or done % config.log_every == 0:
-                    rate = (done - resumed_at) * config.rollout / (time.monotonic() - resumed_clock)
-                    line |= {"images_per_second": rate, "seconds": progress.train_seconds}
-                    line["core_seconds"] = progress.core_seconds
                     log.write(line)
-                    if looking or time.monotonic() - last_line > 5:
-                        last_line = time.monotonic()
-                        left = (config.steps - done) * config.rollout / rate
-                        say(progress_line(line, reference.floors, config.steps, left))
+                if looking or time.monotonic() - last_line > 5:
+                    last_line = time.monotonic()
+                    say(progress_line(line, reference.floors, config.steps, config.rollout))
                 if progress.in_a_row == config.max_skipped:
                     raise FloatingPointError(
                         f"{config.max_skipped} steps in a row were not finite, the last at step {done}; the newest "

@@ -1,14 +1,19 @@
 """Estimates: counted networks against arithmetic by hand and against networks that run; what they scale with."""
 
+import time
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from spec import classes
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import irdm.estimate
+import irdm.train
 from irdm.conditions import NoSpec
+from irdm.data import DigitsConfig
 from irdm.encoders import IdentityBatteryConfig, LocalBatteryConfig
 from irdm.encoders.panel import METRICS_ONLY, PANEL, entries
 from irdm.estimate import (
@@ -17,13 +22,14 @@ from irdm.estimate import (
     distance_flops,
     encoder_costs,
     estimate,
+    expected,
     generator_cost,
     matmul_rate,
     step_seconds,
 )
 from irdm.generators import PMF_FAMILIES, PixelMeanFlowConfig
 from irdm.overrides import override
-from irdm.presets import PRESETS
+from irdm.presets import PRESETS, RunConfig
 
 SMALL = PixelMeanFlowConfig(width=64, depth=2, heads=2, head_depth=1, patch=8)
 
@@ -121,3 +127,70 @@ def test_a_local_run_is_estimated_too():
 
 def test_the_measured_rate_is_a_rate():
     assert 1e7 < matmul_rate("cpu", seconds=0.05) < 1e14
+
+
+def test_the_time_of_a_run_follows_from_how_often_it_does_what_was_timed(monkeypatch):
+    timed = irdm.estimate._Timed
+    monkeypatch.setattr(timed, "_rate", lambda self, work: 1e-3)  # to embed, to draw and embed, and to learn an image
+    monkeypatch.setattr(timed, "_compare", lambda self: 0.01)
+    monkeypatch.setattr(timed, "_sort", lambda self: 0.0)
+    monkeypatch.setattr(timed, "_pair", lambda self: 0.0)
+    dataset = DigitsConfig().build()
+
+    def of(ranks: int = 1, **fields):
+        return expected(PRESETS["digits"]().model_copy(update=fields), dataset, ranks=ranks)
+
+    one = of()
+    assert one.step == pytest.approx(1024 * 1e-3 + 6 * 0.01), "six encoders are held in"
+    assert one.train == pytest.approx(400 * one.step + 4 * 599e-3), "a check looks at as many images as there are"
+    assert one.encoders == pytest.approx(1e-3 * (1198 + 3 * 128 * 200))
+    assert one.total == one.encoders + one.reference + one.train + one.evaluate
+    assert of(steps=800).train == pytest.approx(400 * one.step + one.train + 4 * 599e-3)
+    assert of(ranks=2).step == pytest.approx(512 * 1e-3 + 6 * 0.01)
+    assert of(evaluation=None).evaluate == 0 and of(evaluation=None).train == pytest.approx(400 * one.step)
+    assert "hours" in str(of(steps=40_000)) and "--steps" in str(of(steps=40_000)) and "--steps" not in str(one)
+
+
+def test_a_run_is_timed_on_its_own_parts_and_leaves_the_seed_alone():
+    config = PRESETS["digits-smoke"]()
+    before = torch.random.get_rng_state()
+    found = expected(config, config.data.build())
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert all(0 < value < 1000 for value in vars(found).values())
+    assert found.train > config.steps * found.step and str(found).startswith("about ")
+
+
+def test_what_cannot_be_timed_beforehand_is_not():
+    data = DigitsConfig()
+    for changes in ({"battery.kind": ["panel"]}, {"reference": ["references/x"]}):
+        assert expected(override(PRESETS["digits"](), changes), data.build()) is None
+
+
+def test_a_run_says_its_time_before_anything_and_what_is_left_from_the_first_step(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(irdm.estimate, "TRIAL", 0)
+    monkeypatch.setenv("IRDM_CACHE", str(tmp_path / "cache"))
+    config = override(PRESETS["digits-smoke"](), {"steps": ["2"], "evaluation": ["none"]})
+    irdm.train.train(config, tmp_path / "run")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("estimated time here: about ")
+    assert [line.split()[1] for line in lines if line.startswith("step ")] == ["1/2", "2/2"]
+    assert "seconds left" in next(line for line in lines if line.startswith("step 1/2"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("preset", "options"), [("digits", {"steps": ["60"]}), ("folder", {"steps": ["20"]})])
+def test_the_estimate_is_right_within_a_half(preset, options, tmp_path, monkeypatch):
+    """In seconds of a core, which other programs on this machine change less."""
+    monkeypatch.setattr(irdm.estimate.time, "monotonic", time.process_time)
+    monkeypatch.setenv("IRDM_CACHE", str(tmp_path / "cache"))
+    if preset == "folder":
+        images = (torch.rand(1200, 3, 32, 32, generator=torch.manual_seed(0)) * 255).round().byte().numpy()
+        numpy.savez(tmp_path / "noise.npz", images=images)
+        options |= {"data.path": [str(tmp_path / "noise.npz")]}
+    config: RunConfig = override(PRESETS[preset](), {**options, "check_every": ["10"]})
+    torch.set_num_threads(1)
+    found = expected(config, config.data.build())
+    began = time.process_time()
+    irdm.train.train(config, tmp_path / "run")
+    took = time.process_time() - began
+    assert found.total / 1.5 < took < found.total * 1.5, found
