@@ -22,11 +22,12 @@ from irdm.encoders import (
     LocalBatteryConfig,
     PanelBatteryConfig,
 )
-from irdm.encoders.local import HELD_IN
+from irdm.encoders.local import ENCODERS, HELD_IN
 from irdm.encoders.panel import GROUPS, METRICS_ONLY, expanded
 from irdm.fields import UsageError, nearest, validate
 from irdm.generators import PMF_FAMILIES, AnyGenerator, ConvConfig, MLPConfig
 from irdm.metrics import EvaluationConfig
+from irdm.tracker import Tracker
 
 SMOKE_IMAGES = 120
 LR_ROLLOUT = 5120  # the rollout at which `lr` is quoted; the rate scales with the square root
@@ -97,6 +98,8 @@ class RunConfig(Config):
     """Steps between checkpoints."""
     keep_checkpoints: int = free(2, ge=1)
     """Newest checkpoints to keep; the older ones are deleted."""
+    tracker: Tracker | None = free(None)
+    """Where the lines of metrics.jsonl go as well: `tensorboard` (RUN/tensorboard) or `wandb`; each is an extra."""
     max_skipped: int = free(10, ge=1)
     """Consecutive steps with a non-finite loss or gradient that stop the run; fewer are skipped and counted."""
 
@@ -230,20 +233,21 @@ def run_of_images(
     pretrained = PanelBatteryConfig()
     pretrained = PanelBatteryConfig(held_out=(*pretrained.held_out, *METRICS_ONLY))
     fitted = [config() for config in FITTED.values()]
-    every, groups = LiteLocalBatteryConfig(), GROUPS | {config.kind: config.names for config in fitted}
+    groups = GROUPS | {config.kind: config.names for config in fitted}
     names = expanded(names or ("local",), groups)
     if not set(names) - set(pretrained.names):
         battery: AnyBattery = pretrained.some(names, weights)
-    elif unknown := [name for name in names if name not in every.names]:
+    elif unknown := [name for name in names if name not in ENCODERS]:
         if unknown[0] in pretrained.names:
             raise UsageError(
                 f"--panel has '{unknown[0]}' beside encoders of local or lite; build a reference of each kind"
             )
-        known = [*groups, *every.names, *pretrained.names]
+        known = [*groups, *ENCODERS, *pretrained.names]
         raise UsageError(f"--panel has no encoder '{unknown[0]}'{nearest(unknown[0], known)}")
     else:
-        held_in, held_out = (tuple(n for n in side if n in names) for side in (every.held_in, every.held_out))
-        some = LocalBatteryConfig(held_in=held_in, held_out=held_out)
+        judges = LiteLocalBatteryConfig().held_out
+        held_in = tuple(name for name in ENCODERS if name in names and name not in judges)
+        some = LocalBatteryConfig(held_in=held_in, held_out=tuple(name for name in judges if name in names))
         battery = next((config for config in fitted if set(config.names) == set(names)), some)
     places: dict[str, Any] = {"train": train, "val": val}
     if val is None:

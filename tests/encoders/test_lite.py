@@ -231,8 +231,8 @@ def test_a_reference_takes_them_by_name(panel, battery):
 
 
 def test_names_of_unlike_kinds_are_refused():
-    some = run_of_images(Path("x.npz"), names=("lite", "pixels")).battery
-    assert some == LocalBatteryConfig(held_in=("pixels", "lite0"), held_out=("squeezenet",))
+    some = run_of_images(Path("x.npz"), names=("lite", "parts", "pixels")).battery
+    assert some == LocalBatteryConfig(held_in=("pixels", "parts", "lite0"), held_out=("squeezenet",))
     with pytest.raises(
         UsageError, match="'inception' beside encoders of local or lite; build a reference of each kind"
     ):
