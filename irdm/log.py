@@ -11,13 +11,19 @@ from typing import Any
 
 from irdm.files import write_atomic
 from irdm.progress import Say, duration, silent
+from irdm.tracker import Tracker
+from irdm.tracker import tracker as open_tracker
 
 
 class MetricsLog:
     """Appends lines. Those after the resumed step are dropped first, since they come again; damaged ones are named."""
 
-    def __init__(self, path: Path, step: int, write: bool, say: Say = silent):
+    def __init__(
+        self, path: Path, step: int, write: bool = True, say: Say = silent, tracker: Tracker | None = None
+    ) -> None:
+        """`step`: of the last line that stays. `write`: whether anything is written, also to the tracker."""
         self.path, self.enabled = path, write
+        self._track = open_tracker(tracker, path.parent, step) if write and tracker else None
         if write and path.exists():
             lines, notes = read_log(path)
             for note in notes:
@@ -27,8 +33,11 @@ class MetricsLog:
     def write(self, line: Mapping[str, Any]) -> None:
         """Append one object, which has a `step`; NaN and infinity are written as null, which JSON knows."""
         if self.enabled:
+            line = _jsonable(line)
             with open(self.path, "a", encoding="utf-8") as file:
-                file.write(_text(_jsonable(line)) + "\n")
+                file.write(_text(line) + "\n")
+            if self._track:
+                self._track(line)
 
 
 def read_log(path: Path) -> tuple[list[dict[str, Any]], list[str]]:

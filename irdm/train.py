@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -41,6 +42,7 @@ from irdm.presets import RunConfig
 from irdm.process import interruptible, keep_freed_memory
 from irdm.reference.fit import MIN_FLOOR_ROWS
 from irdm.run import check_record, claim_run, record_of, write_record
+from irdm.tracker import require
 
 
 def train(config: RunConfig, out: Path, command: str = "irdm train") -> Result | None:
@@ -60,6 +62,7 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> Result |
     say: Callable[[str], None] = (lambda text: print(text, flush=True)) if ranks.is_main else (lambda text: None)
     with ExitStack() as held:
         # What can be found out is found out before anything is written.
+        require(config.tracker)
         if config.rollout < ranks.size:
             raise ValueError(f"The rollout is {config.rollout}, but there are {ranks.size} ranks: one image each.")
         with ranks.together():
@@ -110,7 +113,7 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> Result |
             if ranks.is_main:
                 write_record(out, record_of(config, dataset, battery, reference, prebuilt))
         del resumed  # its tensors are as large as all of the above
-        log = MetricsLog(out / "metrics.jsonl", progress.step, write=ranks.is_main, say=say)
+        log = MetricsLog(out / "metrics.jsonl", progress.step, ranks.is_main, say, config.tracker)
 
         def save() -> None:
             with ranks.together():
@@ -210,7 +213,5 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> Result |
         if config.evaluation is None:
             return None
         seconds = progress.seconds | {"train": progress.train_seconds, "this_call": time.monotonic() - began}
-        training = progress.summary(config.rollout, ranks.size)
-        return evaluate_run(
-            out, is_locked=True, ranks=ranks, training=training, seconds=seconds, command=command, progress=say
-        )
+        told: Any = {"training": progress.summary(config.rollout, ranks.size), "seconds": seconds}
+        return evaluate_run(out, is_locked=True, ranks=ranks, command=command, progress=say, **told)

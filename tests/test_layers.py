@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1] / "irdm"
 
 # From the ground up. A part imports from lines above its own; parts on one line are strangers to each other.
 LAYERS = (
-    {"config", "ops", "files", "memory", "distributed", "features", "ema", "fields", "process", "progress"},
+    {"config", "ops", "files", "memory", "distributed", "features", "ema", "fields", "process", "progress", "tracker"},
     {"conditions", "log", "checkpoint", "images", "controller", "gradcache", "overrides", "errors"},
     {"distances", "metrics", "generators", "data"},
     {"encoders", "generate", "objective"},
