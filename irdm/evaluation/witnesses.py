@@ -30,10 +30,13 @@ class Question(NamedTuple):
     says: str
     low: str = ""
     high: str = ""
+    pooled: bool = False
+    """Whether the mean over encoders is asked, in place of the most alarming one."""
 
 
 FAR, DEFECTS = "far from real", "visible defects"
 MISSING, COPIED = "kinds of images are missing", "train images are repeated"
+UNLIKE = "kinds of images are missing, or too rare"
 NEAR = "as copies are, and smooth images"
 SMOOTH = "more typical than real images, as smooth ones are"
 WITNESSES: Mapping[str, Mapping[str, Question]] = {
@@ -48,6 +51,7 @@ WITNESSES: Mapping[str, Mapping[str, Question]] = {
     "coverage": {
         "recall": Question("low", "{value:%} of real images reached where fresh ones reach {control:%}", low=MISSING),
         "coverage": Question("low", "{value:%} of real images covered where fresh ones cover {control:%}", low=MISSING),
+        "bins": Question("high", "chi-square of kinds {value} where real has {control}", high=UNLIKE, pooled=True),
         "duplicates": Question("high", "{value:%} repeat another where of real images {control:%} do", high="repeats"),
     },
     "memorisation": {
@@ -106,9 +110,9 @@ def witnesses(scores: Mapping[str, Score]) -> tuple[Witness, ...]:
 
 
 def _evidence(name: str, score: Score, question: Question) -> Evidence:
-    """The most alarming encoder of a score, or its mean where no encoder says how sure it is."""
+    """The most alarming encoder of a score, or its mean where that is asked, or no encoder says how sure it is."""
     one_sided = {e: _one_sided(part, score, question.side) for e, part in score.encoders.items()}
-    found = worst(score.model_copy(update={"encoders": one_sided}))
+    found = None if question.pooled else worst(score.model_copy(update={"encoders": one_sided}))
     if found is not None:
         encoder, p = found
         part = score.encoders[encoder]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from irdm.metrics.accuracy import label_accuracy
 from irdm.metrics.base import EvaluationConfig, Metric
+from irdm.metrics.bins import bins
 from irdm.metrics.diversity import duplicates, vendi
 from irdm.metrics.frechet_distance import frechet_distances
 from irdm.metrics.frechet_infinity import frechet_infinity
@@ -31,6 +32,7 @@ METRICS: dict[str, Metric] = {
     "cmmd": cmmd,
     "inception_score": inception_score,
     "manifold": precision_recall_density_coverage,
+    "bins": bins,
     "memorisation": memorisation,
     "duplicates": duplicates,
     "vendi": vendi,

@@ -97,6 +97,7 @@ def test_the_chance_of_manifold_scores_is_that_of_real_draws():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("metric", ["sw_ratio", "whitened_ratio", "mmd_ratio", "frechet", "manifold"])
 @pytest.mark.parametrize("world", list(WORLDS))
 def test_intervals_and_chances_over_200_redrawn_worlds(world, metric):
