@@ -273,5 +273,8 @@ def limited(config: RunConfig, images: int) -> RunConfig:
     if isinstance(config.battery, FittedBatteryConfig):
         update["battery"] = config.battery.model_copy(update={"steps": min(config.battery.steps, 2)})
     if config.evaluation:
-        update["evaluation"] = config.evaluation.model_copy(update={"rows": images, "quick_rows": images, "draws": 1})
+        least = {"directions": 64, "rff_features": 256, "resamples": 8}
+        cut = {name: min(most, getattr(config.evaluation, name)) for name, most in least.items()}
+        cut |= {"rows": images, "quick_rows": images, "draws": 1}
+        update["evaluation"] = config.evaluation.model_copy(update=cut)
     return RunConfig.model_validate(config.model_copy(update=update).model_dump())
