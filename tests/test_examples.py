@@ -1,10 +1,13 @@
 """The examples do what they say."""
 
+import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from irdm.compare import compare
 from irdm.evaluation import read_result
@@ -65,3 +68,21 @@ def test_fresh_photographs_are_told_from_faded_ones(load, monkeypatch, tmp_path,
     assert all(compared["metrics"][name]["mean"]["better"] == "a" for name in ("whitened_ratio", "mmd_ratio", "recall"))
     assert "A is better" in capsys.readouterr().out
     assert len((EXAMPLES / "photographs.py").read_text().splitlines()) < 80
+
+
+def cells():
+    """The code of the notebook."""
+    notebook = json.loads((EXAMPLES / "your_pictures.ipynb").read_text())
+    assert notebook["nbformat"] == 4 and all(not cell.get("outputs") for cell in notebook["cells"])
+    return ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+@pytest.mark.slow
+def test_the_notebook_draws_digits(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("IRDM_CACHE", str(tmp_path / "cache"))
+    names: dict = {}
+    for code in cells():
+        exec(compile(code, "your_pictures.ipynb", "exec"), names)
+    assert np.asarray(Image.open(tmp_path / "drawn.png")).std() > 0
+    assert names["result"].scores["sw_ratio"].held_out.value < 3
