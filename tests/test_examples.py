@@ -78,6 +78,7 @@ def cells():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_the_notebook_draws_digits(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("IRDM_CACHE", str(tmp_path / "cache"))
