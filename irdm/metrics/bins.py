@@ -49,14 +49,11 @@ def bins(generated: Table, real: Real, config: EvaluationConfig) -> dict[str, Sc
     )
     count = max(1, min(BINS, len(train), len(judged) // FEWEST, len(fresh) // FEWEST))
     fold = folds(len(judged), seed)
+    divisions = _divisions(real, train, count, seed)
     replicates, kinds = {}, {}
     for name, features in generated.features.items():
-        rows = torch.cat(list(row_blocks(Picked(real.train.features[name], train), BLOCK)))
         sides = (Picked(features, judged), Picked(real.val.features[name], fresh))
-        found = []
-        for division in range(DIVISIONS):
-            centres = kmeans(rows, count, generator_for("bins", seed, division))
-            found.append(standardised(torch.cat([_bins(side, centres) for side in sides])))
+        found = [standardised(torch.cat([_bins(side, centres) for side in sides])) for centres in divisions[name]]
         kinds[name] = torch.cat(found, 1) / math.sqrt(DIVISIONS)
         ours, theirs = kinds[name].split([len(judged), len(fresh)])
         without = [chi_square(ours[fold != k], theirs) for k in range(int(fold.max()) + 1)]
@@ -86,6 +83,18 @@ def bins(generated: Table, real: Real, config: EvaluationConfig) -> dict[str, Sc
         notes={"bins": count, **sizes, "law": pools.law},
     )
     return {"bins": score}
+
+
+def _divisions(real: Real, train: Int64[Tensor, " m"], count: int, seed: int) -> dict[str, list[Tensor]]:
+    """The centres [count, d] of the bins of each division under each encoder: the same for whatever is judged."""
+    key = ("bins", count, seed, train.numpy().tobytes())
+    if key not in real.remembered:
+        found = {}
+        for name, features in real.train.features.items():
+            rows = torch.cat(list(row_blocks(Picked(features, train), BLOCK)))
+            found[name] = [kmeans(rows, count, generator_for("bins", seed, k)) for k in range(DIVISIONS)]
+        real.remembered[key] = found
+    return real.remembered[key]
 
 
 def standardised(kinds: Int64[Tensor, " n"]) -> Float64[Tensor, "n b"]:
