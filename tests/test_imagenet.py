@@ -130,7 +130,7 @@ def test_what_is_missing_comes_in_one_list(tmp_path, monkeypatch, capsys):
         "reference": "irdm reference build",
     }.items():
         assert lines[name].startswith("MISSING") and says in lines[name] and name in shown.err
-    assert "955.51M" in lines["disk"] and "56.5 GiB a device" in lines["memory"] and "41.6 PFLOP" in lines["time"]
+    assert "955.51M" in lines["generator"] and "56.5 GiB a device" in lines["memory"] and "41.6 PFLOP" in lines["time"]
     if not torch.cuda.is_available():
         assert "days. It needs a GPU" in lines["time"]
         advised = re.search(r"--limit (\d+) tries", lines["time"])
