@@ -173,7 +173,7 @@ def small_images(preset: str, data: AnyData) -> RunConfig:
         generator=ConvConfig(),
         distance=NystromMMDConfig(bandwidths=(0.25, 0.5, 1.0, 2.0), condition_bandwidth=0.3),
         controller=ControllerConfig(kind="uniform"),
-        evaluation=EvaluationConfig(rows=2500, table_rows=20_000, manifold_rows=5000),  # in minutes
+        evaluation=EvaluationConfig(rows=2500, table_rows=20_000, manifold_rows=5000),  # with 50,000, half of training
         rollout=512,
         steps=2000,
         lr=0.019,

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -213,5 +212,7 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> Result |
         if config.evaluation is None:
             return None
         seconds = progress.seconds | {"train": progress.train_seconds, "this_call": time.monotonic() - began}
-        told: Any = {"training": progress.summary(config.rollout, ranks.size), "seconds": seconds}
-        return evaluate_run(out, is_locked=True, ranks=ranks, command=command, progress=say, **told)
+        training = progress.summary(config.rollout, ranks.size)
+        return evaluate_run(
+            out, is_locked=True, ranks=ranks, training=training, seconds=seconds, command=command, progress=say
+        )

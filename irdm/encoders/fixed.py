@@ -132,7 +132,7 @@ class Patches(nn.Module):
 class Parts(nn.Module):
     """Sizes of responses to whitened patches of the responses to `Patches`: how edges meet within 8 pixels.
 
-    Two layers of what Coates and Ng (2011) have one of. Sees texture that has the right energies in the wrong order.
+    Two layers of what Coates and Ng (2011) have one of. Blind to brightness.
     """
 
     filters: Tensor

@@ -309,3 +309,15 @@ def test_copies_of_crowded_places_are_not_excused_nor_lonely_images_accused():
     train, val = torch.cat([wide[:300], tight[:300]]), torch.cat([wide[300:], tight[300:]])
     crowded = scores({"a": 0.05 * torch.randn(150, 6) + 8}, {"a": train}, {"a": val})
     assert crowded["closeness"].mean.value > 0.7 and crowded["near_copies"].mean.p_real > 0.05
+
+
+def test_what_is_remembered_of_the_real_side_is_of_that_side_alone():
+    """The second set judged against one real side scores what it scores against a fresh copy; other val rows forget."""
+    real = real_side(TRAIN, FRESH, ())
+    memorisation(table(gaussian(150, 2)), real, EvaluationConfig())
+    assert real.remembered and real.to(torch.device("cpu")).remembered is real.remembered
+    judged = table(gaussian(150, 3))
+    assert memorisation(judged, real, EvaluationConfig()) == memorisation(
+        judged, real_side(TRAIN, FRESH, ()), EvaluationConfig()
+    )
+    assert not replace(real, val=real.val.only(torch.arange(100))).remembered
