@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from irdm.conditions import ClassSpec, NoSpec
+from irdm.conditions import Spec
 from irdm.data import Dataset
 from irdm.data.base import Shape
 from irdm.data.checks import check_real
@@ -50,9 +50,7 @@ def cache_dir() -> Path:
     return Path(os.environ.get("IRDM_CACHE") or Path.home() / ".cache" / "irdm")
 
 
-def build_generator(
-    config: RunConfig, image_shape: Shape, spec: ClassSpec | NoSpec, *, restored: bool = False
-) -> Generator:
+def build_generator(config: RunConfig, image_shape: Shape, spec: Spec, *, restored: bool = False) -> Generator:
     """The network before training; the same weights for the same seed, wherever it is called.
 
     One whose trained parameters are `restored` next does not need the file that training started from.
@@ -203,5 +201,5 @@ def open_run_reference(config: RunConfig, dataset: Dataset, device: str) -> Open
     return reference
 
 
-def _words(spec: ClassSpec | NoSpec) -> str:
+def _words(spec: Spec) -> str:
     return f"{spec.width} classes" if spec.width else "no classes"

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from irdm.build import cache_dir, resolve_device
-from irdm.conditions import ClassSpec, NoSpec
+from irdm.conditions import ClassSpec, Spec
 from irdm.data import Dataset
 from irdm.data.base import Shape
 from irdm.encoders.lite import LITE, require_shipped
@@ -77,7 +77,7 @@ class Needs:
         return self.config.data.build()
 
     @cached_property
-    def shape(self) -> tuple[Shape, ClassSpec | NoSpec]:
+    def shape(self) -> tuple[Shape, Spec]:
         """Image shape and conditions: those of the data, or of ImageNet while the pictures are not there."""
         try:
             return self.dataset.image_shape, self.dataset.train.conditions.spec

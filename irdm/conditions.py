@@ -3,7 +3,7 @@
 Everything that draws goes through `draw`: conditions for training, held-out rows for the floors, generated and real
 rows for evaluation. So real images drawn as the generator draws score what they should.
 
-Letters: n rows, c columns of tau.
+Letters: n rows, c columns of tau, b bytes of the longest caption.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, Protocol, runtime_checkable
 
+import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float32, Int64, UInt8
 from pydantic import Field
 from torch import Tensor
 
 from irdm.config import Config
-from irdm.ops.rows import Rows
+from irdm.ops.rows import OneHot, Rows
 from irdm.ops.sampling import generator_for
 
 
@@ -55,6 +56,11 @@ class ClassSpec(Config):
         """Columns of tau."""
         return len(self.names)
 
+    @property
+    def groups(self) -> int:
+        """How many strata there are; 0 where all rows are alike."""
+        return len(self.names)
+
 
 class NoSpec(Config):
     """No condition: there is nothing to ask for but an image."""
@@ -78,8 +84,57 @@ class NoSpec(Config):
         """tau has no columns."""
         return 0
 
+    @property
+    def groups(self) -> int:
+        """All rows are alike."""
+        return 0
 
-ConditionSpec = Annotated[ClassSpec | NoSpec, Field(discriminator="kind")]
+
+class PromptSpec(Config):
+    """Free text: how it is embedded for the distances, where it came from, and some of it to show."""
+
+    kind: Literal["prompts"] = "prompts"
+    embedder: str
+    """What made tau, with its weights and settings."""
+    width: int = Field(ge=1)
+    """Columns of tau."""
+    sources: tuple[str, ...] = ()
+    """Names of the places that the captions are from, by number."""
+    examples: tuple[str, ...] = Field(default=(), max_length=16)
+    """Captions that sample grids show."""
+
+    def restore(self, count: int, state: Mapping[str, Tensor]) -> Prompts:
+        """The conditions whose `state` this is."""
+        return Prompts(to_texts(state["captions"]), state.get("tau"), state.get("source"), self)
+
+    def each(self, count: int, most: int | None = None) -> Prompts:
+        """`count` rows of every example in order; of more than `most` examples only so many, evenly spaced."""
+        total = len(self.examples)
+        chosen = torch.linspace(0, total - 1, min(most or total, total), dtype=torch.float64).round().long().tolist()
+        return Prompts([self.examples[i] for i in chosen for _ in range(count)], None, None, self)
+
+    def named(self, wanted: Sequence[str], count: int) -> Prompts:
+        """`count` rows, the wanted texts taking turns; any text will do."""
+        return Prompts([wanted[i % len(wanted)] for i in range(count)], None, None, self)
+
+    @property
+    def groups(self) -> int:
+        """How many sources there are; 0 where there is one alone."""
+        return len(self.sources) if len(self.sources) > 1 else 0
+
+
+Spec = ClassSpec | NoSpec | PromptSpec
+ConditionSpec = Annotated[Spec, Field(discriminator="kind")]
+
+
+def class_count(spec: Spec, generator: str) -> int:
+    """How many classes a generator of this name is asked for, 0 without any. Raises ValueError for captions."""
+    if isinstance(spec, PromptSpec):
+        raise ValueError(
+            f"The generator '{generator}' draws classes, and these images have captions. Take one that reads text: "
+            "--generator.kind klein."
+        )
+    return spec.width
 
 
 @runtime_checkable
@@ -116,7 +171,7 @@ class Conditions(Protocol):
         ...
 
     @property
-    def spec(self) -> ClassSpec | NoSpec:
+    def spec(self) -> Spec:
         """What a generator is built for; part of a run's reference.json."""
         ...
 
@@ -225,17 +280,75 @@ class Unconditional:
         return hashlib.sha256(str(self._count).encode()).hexdigest()
 
 
-class OneHot:
-    """Labels [n] as `irdm.ops.rows.Rows` [n, classes], made as they are asked for."""
+class Prompts:
+    """A caption an image, with its text embedding tau float32 [n, c] and the number of its source int64 [n].
 
-    def __init__(self, labels: Int64[Tensor, " n"], classes: int):
-        self._labels, self.shape = labels, (len(labels), classes)
+    tau is not needed to draw images, nor the source where there is one alone.
+    """
+
+    def __init__(
+        self,
+        captions: Sequence[str],
+        tau: Float32[Tensor, "n c"] | None,
+        source: Int64[Tensor, " n"] | None,
+        spec: PromptSpec,
+    ):
+        """Raises ValueError when tau or the sources are not a row a caption, or tau is not as wide as the spec says."""
+        self._captions, self.tau, self.strata, self._spec = [*captions], tau, source, spec
+        n, shape = len(self._captions), None if tau is None else tuple(tau.shape)
+        if shape not in (None, (n, spec.width)) or (source is not None and len(source) != n):
+            raise ValueError(
+                f"Got {n} captions with tau {shape} and {None if source is None else len(source)} sources; expected "
+                f"tau {(n, spec.width)} and a source each, or none."
+            )
 
     def __len__(self) -> int:
-        return self.shape[0]
+        return len(self._captions)
 
-    def __getitem__(self, index: slice | Tensor, /) -> Tensor:
-        return torch.nn.functional.one_hot(self._labels[index], self.shape[1]).float()
+    def __getitem__(self, rows: slice | Int64[Tensor, " k"], /) -> Prompts:
+        chosen = self._captions[rows] if isinstance(rows, slice) else [self._captions[i] for i in rows.tolist()]
+        tau, source = (None if part is None else part[rows] for part in (self.tau, self.strata))
+        return Prompts(chosen, tau, source, self._spec)
+
+    def inputs(self, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+        """{"captions": uint8 [n, b]}, as `to_bytes` makes them."""
+        return {"captions": to_bytes(self._captions).to(device)}
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """{"captions": uint8 [n, b], "tau": [n, c], "source": [n]}, those of the last two that are known."""
+        known = {"tau": self.tau, "source": self.strata}
+        return {"captions": to_bytes(self._captions)} | {k: part for k, part in known.items() if part is not None}
+
+    def captions(self) -> list[str]:
+        """The captions."""
+        return [*self._captions]
+
+    @property
+    def spec(self) -> PromptSpec:
+        """Of the whole data set, whichever rows these are."""
+        return self._spec
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the captions, the sources and the embedder, which decide tau up to rounding."""
+        digest = hashlib.sha256("\0".join([self._spec.embedder, *self._captions]).encode())
+        digest.update(b"" if self.strata is None else self.strata.cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def to_bytes(texts: Sequence[str]) -> UInt8[Tensor, "n b"]:
+    """Each text in UTF-8, filled up with zeros to the longest. Raises ValueError for one that cannot be kept so."""
+    if bad := [text for text in texts if "\0" in text]:
+        raise ValueError(f"The text {bad[0]!r} holds a character zero; take it out.")
+    encoded = [text.encode() for text in texts]
+    width = max(map(len, encoded), default=0) or 1
+    return torch.from_numpy(np.array(encoded, dtype=f"S{width}").view(np.uint8).reshape(len(encoded), width).copy())
+
+
+def to_texts(texts: UInt8[Tensor, "n b"]) -> list[str]:
+    """The texts that `to_bytes` was given."""
+    return [row.tobytes().rstrip(b"\0").decode() for row in texts.cpu().numpy()]
 
 
 def draw(conditions: Conditions, count: int, *keys: int | str) -> Int64[Tensor, " count"]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from irdm.conditions import ClassSpec, NoSpec, draw
+from irdm.conditions import Spec, draw
 from irdm.data.base import Dataset, Shape
 from irdm.distances import AnyDistance
 from irdm.encoders import AnyBattery, FittedBatteryConfig, IdentityBatteryConfig, PanelBatteryConfig
@@ -105,7 +105,7 @@ def _run(network: nn.Module, inputs: Sequence[Tensor], rows: int) -> tuple[int, 
     return counter.get_total_flops(), sum(size for _, size in kept.values())
 
 
-def generator_cost(config: AnyGenerator, image_shape: Shape, spec: ClassSpec | NoSpec) -> Cost:
+def generator_cost(config: AnyGenerator, image_shape: Shape, spec: Spec) -> Cost:
     """A generator, from its configuration. Raises ValueError for one that cannot draw such images."""
     with torch.device("meta"):
         network = config.build(image_shape, spec)
@@ -113,13 +113,13 @@ def generator_cost(config: AnyGenerator, image_shape: Shape, spec: ClassSpec | N
         return count(network, torch.empty(1, *network.noise_shape), *conditions)
 
 
-def encoder_costs(config: AnyBattery, image_shape: Shape, spec: ClassSpec | NoSpec) -> dict[str, tuple[Cost, int]]:
+def encoder_costs(config: AnyBattery, image_shape: Shape, spec: Spec) -> dict[str, tuple[Cost, int]]:
     """{encoder: (cost, numbers of a feature)}, without weights or data."""
     if isinstance(config, PanelBatteryConfig):
         return {entry.name: (PANEL_COSTS[entry.name], entry.dim) for entry in entries(config.names)}
     if not isinstance(config, FittedBatteryConfig):
         return {"identity": (Cost(0, 0, 0), math.prod(image_shape))}
-    battery, image = config.blank(image_shape, classes=spec.width), torch.zeros(1, *image_shape)
+    battery, image = config.blank(image_shape, classes=spec.groups), torch.zeros(1, *image_shape)
     return {
         name: (count(encoder.network, image.requires_grad_()), encoder.dim)
         for name, encoder in battery.encoders.items()
@@ -146,7 +146,7 @@ class Estimate:
     flops: float
 
 
-def estimate(config: RunConfig, image_shape: Shape, spec: ClassSpec | NoSpec, ranks: int = 1) -> Estimate:
+def estimate(config: RunConfig, image_shape: Shape, spec: Spec, ranks: int = 1) -> Estimate:
     """A step of a run. Letters of method.md: N images a step, m landmarks, d features."""
     generator = generator_cost(config.generator, image_shape, spec)
     encoders = encoder_costs(config.battery, image_shape, spec)
@@ -263,7 +263,7 @@ class _Timed:
         conditions, shape = dataset.train.conditions, dataset.image_shape
         battery = config.battery
         if isinstance(battery, FittedBatteryConfig):
-            blank = battery.blank(shape, classes=conditions.spec.width)
+            blank = battery.blank(shape, classes=conditions.spec.groups)
         else:
             blank = battery.restore(shape, {})  # type: ignore[union-attr]
         self.encoders = {name: encoder.to(device) for name, encoder in blank.encoders.items()}
@@ -281,7 +281,7 @@ class _Timed:
         step = self.share * self._rate(lambda k: self._pass(k, self.held_in, learn=True)) + compare
         fit = reference = evaluate = checks = 0.0
         if isinstance(config.battery, FittedBatteryConfig):
-            learned = config.battery.steps * (2 if self.dataset.train.conditions.spec.width > 10 else 1)
+            learned = config.battery.steps * (2 if self.dataset.train.conditions.spec.groups > 10 else 1)
             fit = embed * (min(n, config.battery.images) + LEARN * BATCH * learned)
         reference = embed_in * (n + v) + len(self.held_in) * self._fit(n, compare / len(self.held_in))
         if (judged := config.evaluation) is not None:

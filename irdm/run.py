@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from irdm.build import build_generator, cache_dir, resolve_device
 from irdm.checkpoint import load_latest, restore
-from irdm.conditions import ClassSpec, Conditions, ConditionSpec, NoSpec
+from irdm.conditions import Conditions, ConditionSpec, Spec
 from irdm.data import Dataset
 from irdm.data.base import Shape
 from irdm.encoders import Battery
@@ -28,7 +28,7 @@ __all__ = ["LoadedRun", "cache_dir", "claim_run", "load_run", "read_config", "re
 CONFIG, RECORD, RESULT = "config.json", "reference.json", "result.json"
 AGAIN = "Repeat the run's own `irdm train` to write it again."
 RECORDED = ("data_fingerprint", "reference", "spec", "image_shape", "encoders")
-SPECS: TypeAdapter[ClassSpec | NoSpec] = TypeAdapter(ConditionSpec)
+SPECS: TypeAdapter[Spec] = TypeAdapter(ConditionSpec)
 
 
 def claim_run(out: Path, config: RunConfig) -> None:
@@ -149,7 +149,7 @@ class LoadedRun:
     generator: Generator
     device: str
     step: int
-    spec: ClassSpec | NoSpec
+    spec: Spec
     image_shape: Shape
     recorded: dict[str, Any]
     """What reference.json says."""

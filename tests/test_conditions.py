@@ -5,7 +5,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from irdm.conditions import Classes, Conditions, Unconditional, draw, draws, proportioned
+from irdm.conditions import (
+    Classes,
+    Conditions,
+    Prompts,
+    PromptSpec,
+    Unconditional,
+    class_count,
+    draw,
+    draws,
+    proportioned,
+    to_bytes,
+    to_texts,
+)
 
 NAMES = ("cat", "dog", "owl")
 
@@ -14,7 +26,14 @@ def labelled(*counts):
     return Classes(torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)), NAMES[: len(counts)])
 
 
-@pytest.mark.parametrize("conditions", [labelled(3, 2, 4), Unconditional(9)])
+def prompted(count=9, sources=("coco", "geneval")):
+    """A third of the rows from the first source; every caption and every row of tau is another."""
+    spec = PromptSpec(embedder="test", width=3, sources=sources, examples=("a cat", "ein Käse", "zwei", "three"))
+    source = (torch.arange(count) % 3 > 0).long() if len(sources) > 1 else None
+    return Prompts([f"row {i} ☂" for i in range(count)], torch.randn(count, 3), source, spec)
+
+
+@pytest.mark.parametrize("conditions", [labelled(3, 2, 4), Unconditional(9), prompted(), prompted(sources=("coco",))])
 def test_a_table_of_conditions(conditions):
     assert isinstance(conditions, Conditions) and len(conditions) == 9
     some = conditions[torch.tensor([8, 0, 3])]
@@ -27,7 +46,41 @@ def test_a_table_of_conditions(conditions):
         assert conditions.spec.width == 0 and not some.inputs()
     else:
         assert conditions.tau.shape == (9, conditions.spec.width)
-        assert torch.equal(conditions.tau[3:5], torch.eye(3)[[1, 1]])
+    assert conditions.spec.groups == (0 if conditions.strata is None else len(conditions.strata.unique()))
+
+
+def test_tau_of_classes_is_one_hot():
+    assert torch.equal(labelled(3, 2, 4).tau[3:5], torch.eye(3)[[1, 1]])
+
+
+def test_captions_are_bytes_for_a_generator_and_texts_again():
+    texts = ["", "a cat", "Käse ☂ 猫", "x" * 70, " spaces\n"]
+    kept = to_bytes(texts)
+    assert kept.dtype == torch.uint8 and kept.shape == (5, 70) and to_texts(kept) == texts
+    assert to_bytes([""]).shape == (1, 1) and to_texts(to_bytes([])) == []
+    assert kept[1, :6].tolist() == [*b"a cat", 0]
+    for bad in ("a\0b", "\udcff"):
+        with pytest.raises(ValueError, match="character zero|surrogates not allowed"):
+            to_bytes([bad])
+
+
+def test_prompts_hold_their_sources_in_proportion_and_take_any_text():
+    table = prompted(900)
+    rows = draw(table, 300, 0, 1)
+    assert torch.bincount(table.strata[rows]).tolist() == [100, 200]
+    some = table[rows]
+    assert torch.equal(some.tau, table.tau[rows]) and some.captions() == [table.captions()[i] for i in rows.tolist()]
+    assert some.spec == table.spec == table[:5].spec, "of the data set, whichever rows these are"
+    assert table.spec.each(2, most=2).captions() == ["a cat", "a cat", "three", "three"]
+    asked = table.spec.named(["anything", "else"], 3)
+    assert asked.captions() == ["anything", "else", "anything"] and asked.tau is None and asked.strata is None
+    assert asked.fingerprint != asked[:2].fingerprint
+    same = Prompts(table.captions(), table.tau + 1e-6, table.strata, table.spec)
+    assert same.fingerprint == table.fingerprint, "rounding on another device is not another data set"
+    with pytest.raises(ValueError, match=r"Got 2 captions with tau \(3, 3\) and None sources"):
+        Prompts(["a", "b"], torch.zeros(3, 3), None, table.spec)
+    with pytest.raises(ValueError, match="'conv' draws classes, and these images have captions"):
+        class_count(table.spec, "conv")
 
 
 def test_classes_by_name_or_number():

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int64
 from pydantic import Field
 from torch import Tensor, nn
 
-from irdm.conditions import ClassSpec, NoSpec
+from irdm.conditions import Spec
 from irdm.config import Config
 from irdm.data import Dataset
 from irdm.ema import EMA
@@ -77,7 +77,7 @@ class FlowNetwork(nn.Module):
 
     frequencies: Tensor
 
-    def __init__(self, config: FlowConfig, image_shape: tuple[int, int, int], spec: ClassSpec | NoSpec):
+    def __init__(self, config: FlowConfig, image_shape: tuple[int, int, int], spec: Spec):
         super().__init__()
         self.image_shape, self.kind = tuple(image_shape), config.kind
         self.register_buffer("frequencies", math.pi / 2 * 2.0 ** torch.arange(config.frequencies), persistent=False)

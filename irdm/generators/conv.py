@@ -15,7 +15,7 @@ from jaxtyping import Float, Int64
 from pydantic import Field
 from torch import Tensor, nn
 
-from irdm.conditions import ClassSpec, NoSpec
+from irdm.conditions import Spec, class_count
 from irdm.config import Config
 from irdm.generators.base import Generator
 
@@ -40,7 +40,7 @@ class ConvConfig(Config):
     most: int = Field(default=32, ge=1, le=2**14)
     """Channels at most, at whatever resolution."""
 
-    def build(self, image_shape: tuple[int, int, int], spec: ClassSpec | NoSpec) -> ConvGenerator:
+    def build(self, image_shape: tuple[int, int, int], spec: Spec) -> ConvGenerator:
         """A freshly initialised network; the caller seeds torch. Raises ValueError for images that are too large."""
         if max(image_shape[1:]) > LARGEST:
             raise ValueError(
@@ -59,7 +59,7 @@ class ConvGenerator(Generator):
     and sides are doubled bilinearly: neither leaves a checkerboard.
     """
 
-    def __init__(self, config: ConvConfig, image_shape: tuple[int, int, int], spec: ClassSpec | NoSpec):
+    def __init__(self, config: ConvConfig, image_shape: tuple[int, int, int], spec: Spec):
         super().__init__()
         channels, height, width = image_shape
         self.sides = sides(height, width, config.coarsest)
@@ -67,7 +67,8 @@ class ConvGenerator(Generator):
         self.noise_shape = (sum(self.parts),)
         widths = [min(config.most, config.width * 2**i) for i in reversed(range(len(self.sides)))]
         self.embed_noise = nn.Linear(config.noise_dim, config.style)
-        self.embed_label = nn.Embedding(spec.width, config.style) if spec.width else None
+        classes = class_count(spec, config.kind)
+        self.embed_label = nn.Embedding(classes, config.style) if classes else None
         self.hidden = nn.ModuleList(nn.Linear(config.style, config.style) for _ in range(config.style_depth - 1))
         self.to_map = nn.Linear(config.style, widths[0] * math.prod(self.sides[0]))
         self.narrow = nn.ModuleList(nn.Conv2d(wide, thin, 1) for wide, thin in pairwise(widths))

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64
 from pydantic import Field
 from torch import Tensor, nn
 
-from irdm.conditions import ClassSpec, NoSpec
+from irdm.conditions import Spec, class_count
 from irdm.config import Config
 from irdm.generators.base import Generator
 
@@ -27,7 +27,7 @@ class MLPConfig(Config):
     noise_dim: int = Field(default=64, ge=1, le=2**20)
     """Gaussian numbers that one image is drawn from."""
 
-    def build(self, image_shape: tuple[int, int, int], spec: ClassSpec | NoSpec) -> MLPGenerator:
+    def build(self, image_shape: tuple[int, int, int], spec: Spec) -> MLPGenerator:
         """A freshly initialised network; the caller seeds torch."""
         return MLPGenerator(self, image_shape, spec)
 
@@ -35,12 +35,13 @@ class MLPConfig(Config):
 class MLPGenerator(Generator):
     """`forward(noise [n, noise_dim], labels [n] or None) -> images [n, c, h, w]` in (0, 1)."""
 
-    def __init__(self, config: MLPConfig, image_shape: tuple[int, int, int], spec: ClassSpec | NoSpec):
+    def __init__(self, config: MLPConfig, image_shape: tuple[int, int, int], spec: Spec):
         super().__init__()
         self.image_shape = tuple(image_shape)
         self.noise_shape = (config.noise_dim,)
         self.embed_noise = nn.Linear(config.noise_dim, config.width)
-        self.embed_label = nn.Embedding(spec.width, config.width) if spec.width else None
+        classes = class_count(spec, config.kind)
+        self.embed_label = nn.Embedding(classes, config.width) if classes else None
         self.hidden = nn.ModuleList(nn.Linear(config.width, config.width) for _ in range(config.depth - 1))
         self.to_pixels = nn.Linear(config.width, math.prod(image_shape))
 

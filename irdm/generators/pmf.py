@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from irdm.conditions import ClassSpec, NoSpec
+from irdm.conditions import Spec, class_count
 from irdm.config import Config, free
 from irdm.generators.base import Generator
 from irdm.generators.pmf_weights import load_weights
@@ -84,7 +84,7 @@ class PixelMeanFlowConfig(Config):
             raise ValueError("weights_sha256 is given without weights; name the file it belongs to.")
         return self
 
-    def build(self, image_shape: tuple[int, int, int], spec: ClassSpec | NoSpec) -> PixelMeanFlow:
+    def build(self, image_shape: tuple[int, int, int], spec: Spec) -> PixelMeanFlow:
         """The network, freshly initialised (the caller seeds torch) or from `weights`; on the meta device shapes only.
 
         Raises:
@@ -96,7 +96,7 @@ class PixelMeanFlowConfig(Config):
                 f"The images are {height}x{width} and the patch {self.patch}, which does not divide both; choose a "
                 f"patch that divides {math.gcd(height, width)}."
             )
-        generator = PixelMeanFlow(self, image_shape, spec.width)
+        generator = PixelMeanFlow(self, image_shape, class_count(spec, self.kind))
         if self.weights and not generator.net.pos_embed.is_meta:
             load_weights(generator, self.weights, self.weights_sha256)
         return generator

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from irdm.conditions import ClassSpec, NoSpec
+from irdm.conditions import NoSpec, Spec, class_count
 from irdm.config import Config
 from irdm.generators.base import Generator
 
@@ -27,12 +27,12 @@ class ReLUMLPConfig(Config):
     depth: int = Field(default=4, ge=1, le=2**12)
     """Hidden layers."""
 
-    def build(self, image_shape: tuple[int, int, int], spec: ClassSpec | NoSpec) -> ReLUMLP:
+    def build(self, image_shape: tuple[int, int, int], spec: Spec) -> ReLUMLP:
         """A freshly initialised network; the caller seeds torch. Raises ValueError for data with a condition."""
         if not isinstance(spec, NoSpec):
             raise ValueError(
-                f"The relu-mlp generator takes no condition, but the data has {spec.width} classes: use "
-                "--generator.kind mlp."
+                f"The relu-mlp generator takes no condition, but the data has {class_count(spec, self.kind)} classes: "
+                "use --generator.kind mlp."
             )
         return ReLUMLP(self, image_shape)
 

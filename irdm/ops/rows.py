@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from irdm.ops.sampling import sample_indices
@@ -26,6 +26,19 @@ class Rows(Protocol):
     def __getitem__(self, index: slice | Tensor, /) -> Tensor:
         """The rows of a slice or of an int64 index tensor, `[k, d]`."""
         ...
+
+
+class OneHot:
+    """Labels [n] as `Rows` [n, classes], made as they are asked for."""
+
+    def __init__(self, labels: Int64[Tensor, " n"], classes: int):
+        self._labels, self.shape = labels, (len(labels), classes)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: slice | Tensor, /) -> Tensor:
+        return torch.nn.functional.one_hot(self._labels[index], self.shape[1]).float()
 
 
 def row_blocks(rows: Rows, size: int = 8192) -> Iterator[Tensor]:

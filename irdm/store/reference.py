@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from irdm.conditions import ClassSpec, Conditions, ConditionSpec, NoSpec
+from irdm.conditions import Conditions, ConditionSpec, Spec
 from irdm.data.base import Shape, TensorSplit
 from irdm.encoders import AnyBattery, PanelBatteryConfig
 from irdm.encoders.base import Battery, encoder_identity
@@ -60,7 +60,7 @@ class StoredReference:
             self.names: tuple[str, ...] = tuple(self.plan["encoders"])
             self.held_out: tuple[str, ...] = tuple(self.plan["held_out"])
             self.image_shape: Shape = tuple(self.plan["image_shape"])  # type: ignore[assignment]
-            specs: TypeAdapter[ClassSpec | NoSpec] = TypeAdapter(ConditionSpec)
+            specs: TypeAdapter[Spec] = TypeAdapter(ConditionSpec)
             self.spec = specs.validate_python(self.plan["specs"]["train"])
             self._parts = {part: self._open(part, digest) for part, digest in self.manifest["parts"].items()}
         except FileNotFoundError:
