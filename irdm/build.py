@@ -17,7 +17,7 @@ from irdm.data.checks import check_real
 from irdm.distributed import Ranks
 from irdm.encoders import Battery
 from irdm.evaluation import embed
-from irdm.files import hash_of
+from irdm.files import cache_dir, hash_of
 from irdm.generators import Generator
 from irdm.ops.sampling import seed_for
 from irdm.presets import RunConfig
@@ -43,11 +43,6 @@ def resolve_device(device: str) -> str:
     index = int(os.environ.get("LOCAL_RANK", "0"))
     torch.cuda.set_device(index)
     return f"cuda:{index}"
-
-
-def cache_dir() -> Path:
-    """Where fitted encoders are kept: $IRDM_CACHE, else ~/.cache/irdm."""
-    return Path(os.environ.get("IRDM_CACHE") or Path.home() / ".cache" / "irdm")
 
 
 def build_generator(config: RunConfig, image_shape: Shape, spec: Spec, *, restored: bool = False) -> Generator:

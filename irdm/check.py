@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from irdm.build import cache_dir, resolve_device
+from irdm.build import resolve_device
 from irdm.conditions import ClassSpec, Spec
 from irdm.data import Dataset
 from irdm.data.base import Shape
@@ -24,6 +24,7 @@ from irdm.encoders.lite import LITE, require_shipped
 from irdm.encoders.panel import PanelBatteryConfig, entries
 from irdm.encoders.weights import weights_folder
 from irdm.estimate import FLOAT, Estimate, encoder_costs, estimate, expected, matmul_rate, step_seconds
+from irdm.files import cache_dir
 from irdm.memory import physical_memory
 from irdm.presets import SMOKE_IMAGES, RunConfig
 from irdm.progress import duration

@@ -33,6 +33,11 @@ DTYPES = {
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+def cache_dir() -> Path:
+    """Where fitted encoders and text embeddings are kept: $IRDM_CACHE, else ~/.cache/irdm."""
+    return Path(os.environ.get("IRDM_CACHE") or Path.home() / ".cache" / "irdm")
+
+
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a file so that a reader, or this program after a crash, sees the old one or the whole new one.
 

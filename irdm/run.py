@@ -10,14 +10,14 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from irdm.build import build_generator, cache_dir, resolve_device
+from irdm.build import build_generator, resolve_device
 from irdm.checkpoint import load_latest, restore
 from irdm.conditions import Conditions, ConditionSpec, Spec
 from irdm.data import Dataset
 from irdm.data.base import Shape
 from irdm.encoders import Battery
 from irdm.fields import UsageError, validate
-from irdm.files import read_manifest, visible, write_manifest
+from irdm.files import cache_dir, read_manifest, visible, write_manifest
 from irdm.generate import Drawn
 from irdm.generators import Generator
 from irdm.presets import RunConfig

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1] / "irdm"
 LAYERS = (
     {"config", "ops", "files", "memory", "distributed", "features", "ema", "fields", "process", "progress", "tracker"},
     {"conditions", "log", "checkpoint", "images", "controller", "gradcache", "overrides", "errors"},
+    {"text"},
     {"distances", "metrics", "generators", "data"},
     {"encoders", "generate", "objective"},
     {"store"},
