@@ -6,12 +6,15 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from irdm.conditions import Conditions
+
 
 class Generator(nn.Module):
     """`forward(noise [n, *noise_shape], **inputs) -> images [n, c, h, w]` in [0, 1], one network evaluation.
 
-    `inputs` are the keyword tensors of `irdm.conditions.Conditions.inputs`: {"labels": [n]} for classes, none
-    without a condition. All randomness is in the noise; dropout is replayed by the gradient cache.
+    `inputs` are the keyword tensors of `irdm.conditions.Conditions.inputs`: {"labels": [n]} for classes, {"captions":
+    [n, b]} for prompts, none without a condition. All randomness is in the noise; dropout is replayed by the gradient
+    cache.
     """
 
     noise_shape: tuple[int, ...]
@@ -23,6 +26,13 @@ class Generator(nn.Module):
         Whatever else the module holds (frozen parts, buffers) must come out of its `build` alike every time.
         """
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def look_at(self, conditions: Conditions) -> list[str]:
+        """What is worth saying of the conditions that it will be asked for, before training; nothing, as a rule.
+
+        Raises ValueError when they cannot be drawn.
+        """
+        return []
 
     def buffer_versions(self) -> dict[str, int]:
         """How often each buffer was written to."""

@@ -1,0 +1,137 @@
+"""The diffusers folder of FLUX.2 [klein]: looked at before anything is loaded, and read part by part."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from irdm.files import hash_of, sha256_of
+from irdm.generators.klein_tiny import cached_tiny
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
+
+TINY = Path("tiny")
+PIPELINE = "Flux2KleinPipeline"
+PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+FETCH = "Fetch it whole: hf download black-forest-labs/FLUX.2-klein-4B --local-dir DIR, and give --generator.model DIR."
+PATCH = 2  # latents along a side of a token
+
+
+@dataclass(frozen=True)
+class KleinFolder:
+    """A folder that holds a distilled klein, all parts of it there and of sizes that fit each other."""
+
+    path: Path
+    transformer: Mapping[str, Any]
+    """The configuration of the transformer."""
+    vae: Mapping[str, Any]
+    """The configuration of the VAE."""
+
+    @property
+    def pixels(self) -> int:
+        """Along a side of a token."""
+        return PATCH * 2 ** (len(self.vae["block_out_channels"]) - 1)
+
+    def noise_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Of one image: the channels of a token, and tokens down and across. Raises ValueError for other sizes."""
+        channels, height, width = image_shape
+        if channels != 3:
+            raise ValueError(
+                f"klein draws images in colour, and these have {channels} channel(s). Set --data.channels 3."
+            )
+        if height % self.pixels or width % self.pixels:
+            raise ValueError(
+                f"The images are {width}x{height}; klein draws multiples of {self.pixels} pixels a side. Set "
+                f"--data.size to one, such as {max(self.pixels, round(height / self.pixels) * self.pixels)}."
+            )
+        return self.transformer["in_channels"], height // self.pixels, width // self.pixels
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """sha256 of the weights and configuration of each network."""
+        return {part: hash_folder(self.path / part) for part in ("transformer", "vae", "text_encoder")}
+
+    def load_transformer(self, dtype: torch.dtype) -> Flux2Transformer2DModel:
+        """The transformer; on the meta device, when that is torch's default, its shapes alone."""
+        from diffusers import Flux2Transformer2DModel
+
+        return self._load(Flux2Transformer2DModel, "transformer", dtype)
+
+    def load_vae(self, dtype: torch.dtype) -> AutoencoderKLFlux2:
+        """The VAE, as `load_transformer`."""
+        from diffusers import AutoencoderKLFlux2
+
+        return self._load(AutoencoderKLFlux2, "vae", dtype)
+
+    def _load(self, kind: Any, part: str, dtype: torch.dtype) -> Any:
+        path = self.path / part
+        if torch.empty(0).is_meta:
+            return kind.from_config(kind.load_config(path)).to(dtype)
+        try:
+            with warnings.catch_warnings():  # of the name of an argument, which changes between versions
+                warnings.simplefilter("ignore", FutureWarning)
+                model, info = kind.from_pretrained(
+                    path, torch_dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+                )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{path} cannot be loaded ({str(error).splitlines()[0]}). {FETCH}") from error
+        if odd := [f"{why.replace('_', ' ')} {sorted(map(str, names))[:3]}" for why, names in info.items() if names]:
+            raise ValueError(
+                f"{path} does not hold the weights that its config.json asks for: {'; '.join(odd)}. {FETCH}"
+            )
+        return model
+
+
+def open_folder(model: Path) -> KleinFolder:
+    """The folder of klein, or of the tiny one for the name `tiny`.
+
+    Raises ValueError when there is none, it is of another model or of the base model, a part is missing, or the parts
+    do not fit each other.
+    """
+    path = cached_tiny() if model == TINY else model
+    if not path.is_dir():
+        raise ValueError(f"--generator.model is {model}, and there is no such folder. {FETCH}")
+    index = _json(path / "model_index.json")
+    if (kind := index.get("_class_name")) != PIPELINE:
+        raise ValueError(f"{path} is the folder of a {kind}, expected a {PIPELINE}. {FETCH}")
+    if index.get("is_distilled") is not True:
+        raise ValueError(
+            f"{path} is the base model of klein (is_distilled is {index.get('is_distilled')}), which needs some 50 "
+            "steps and guidance: its one step is far from an image. Give the distilled one, FLUX.2-klein-4B, not "
+            "FLUX.2-klein-base-4B."
+        )
+    if missing := [part for part in PARTS if not (path / part).is_dir()]:
+        raise ValueError(f"{path} lacks {', '.join(missing)}. {FETCH}")
+    folder = KleinFolder(path, _json(path / "transformer" / "config.json"), _json(path / "vae" / "config.json"))
+    text = _json(path / "text_encoder" / "config.json")
+    sizes = {
+        "channels of a token": (folder.transformer["in_channels"], PATCH**2 * folder.vae["latent_channels"]),
+        "numbers of a text token": (folder.transformer["joint_attention_dim"], 3 * text.get("hidden_size", 0)),
+    }
+    for what, (wanted, found) in sizes.items():
+        if wanted != found:
+            raise ValueError(
+                f"The parts of {path} are of different models: the transformer takes {wanted} {what}, and gets {found}."
+                f" {FETCH}"
+            )
+    return folder
+
+
+def hash_folder(path: Path) -> str:
+    """sha256 of the weights and the configuration of a part."""
+    return hash_of({file.name: sha256_of(file) for file in [path / "config.json", *sorted(path.glob("*.safetensors"))]})
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}). {FETCH}") from None

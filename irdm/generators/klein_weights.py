@@ -1,0 +1,140 @@
+"""Weights of klein that somebody else trained, every entry accounted for: a student's transformer, or adapters.
+
+A student is a `.safetensors` file, or a `.pth` of tensors alone or of {"model": tensors, "step": n}, as the authors
+published theirs; under Black Forest Labs' names, with or without a prefix, or diffusers'.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from irdm.files import read_tensors, sha256_of
+from irdm.generators.klein_names import to_diffusers
+
+if TYPE_CHECKING:
+    from irdm.generators.klein import Klein
+
+ADAPTERS, NOTES = "lora_adapter_metadata", "irdm"  # of a safetensors file: what peft says of adapters, and what we do
+
+
+def load_student(generator: Klein, path: Path, sha256: str | None = None) -> None:
+    """Copy the weights of a file into a generator: all of its transformer, or all of its adapters.
+
+    Raises ValueError when the file is absent, damaged, of another sha256, or not this network's: every entry that is
+    missing, unexpected, of another shape or not finite is named. The generator is then unchanged.
+    """
+    if not path.is_file():
+        raise ValueError(f"There is no file {path}; give the .safetensors, .pth or .pt file of the weights.")
+    if sha256 and (found := sha256_of(path)) != sha256:
+        raise ValueError(f"{path} has the sha256 {found}, expected {sha256}; it is another file, or damaged.")
+    state, notes = read_student(path)
+    rank, adapters = generator.lora_rank, any(".lora_A." in name for name in state)
+    if adapters != (rank is not None):
+        raise ValueError(
+            f"{path} holds adapters (LoRA), and all weights are to be trained: set --generator.lora-rank."
+            if adapters
+            else f"{path} holds a whole transformer, and --generator.lora-rank is {rank}: adapters are for the frozen "
+            "weights of --generator.model, which must be there again whenever the run is opened. Give a folder that "
+            "has this transformer."
+        )
+    state = adapters_of(state, notes, generator, path) if rank is not None else state
+    expected = {name.removeprefix("transformer."): tensor for name, tensor in generator.trained().items()}
+    problems = [f"missing: {name} {[*tensor.shape]}" for name, tensor in expected.items() if name not in state]
+    for name, tensor in state.items():
+        if name not in expected:
+            problems.append(f"unexpected: {name} {[*tensor.shape]}")
+        elif tensor.shape != expected[name].shape:
+            problems.append(f"another shape: {name} is {[*tensor.shape]}, expected {[*expected[name].shape]}")
+        elif not tensor.isfinite().all():
+            problems.append(f"not finite: {name} holds NaN or infinity")
+    if problems:
+        more = f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise ValueError(f"{path} is not of this klein:\n  " + "\n  ".join(problems[:20]) + more)
+    with torch.no_grad():
+        for name, tensor in expected.items():
+            tensor.copy_(state[name])
+
+
+def read_student(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file under diffusers' names (adapters under their own), and the notes of a safetensors file.
+
+    Raises ValueError for a file that cannot be read, or has a name that is in no table.
+    """
+    notes: dict[str, str] = {}
+    if path.suffix == ".safetensors":
+        state, notes = read_tensors(path, "Fetch it again.")
+    elif path.suffix in (".pth", ".pt"):
+        state = _unpickled(path)
+    else:
+        raise ValueError(f"{path} ends in '{path.suffix}'; weights are read from .safetensors, .pth or .pt.")
+    if any(".lora_A." in name for name in state):
+        return state, notes
+    if any(name.startswith(("transformer_blocks.", "single_transformer_blocks.")) for name in state):
+        return state, notes
+    try:
+        return to_diffusers(state), notes
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def adapters_of(
+    state: Mapping[str, Tensor], notes: Mapping[str, str], generator: Klein, path: Path
+) -> dict[str, Tensor]:
+    """Adapters of a file under the names of the generator's, alpha / r in B.
+
+    Raises ValueError when they are of another rank or base, or named as for ComfyUI.
+    """
+    if odd := [name for name in state if not name.startswith("transformer.")]:
+        raise ValueError(
+            f"{path} has {odd[0]}; expected diffusers' names, which begin with transformer. Give the file that "
+            "`irdm export --to lora` writes."
+        )
+    ranks = sorted({len(tensor) for name, tensor in state.items() if name.endswith(".lora_A.weight")})
+    if ranks != [generator.lora_rank]:
+        raise ValueError(
+            f"{path} has adapters of rank {', '.join(map(str, ranks))}, and --generator.lora-rank is "
+            f"{generator.lora_rank}. Set it to theirs."
+        )
+    base = json.loads(notes.get(NOTES, "{}")).get("base")
+    if base not in (None, generator.folder.hashes["transformer"]):
+        raise ValueError(
+            f"{path} has adapters for another base: a transformer of sha256 {base}, and that of "
+            f"{generator.folder.path} is {generator.folder.hashes['transformer']}. Give the folder of theirs."
+        )
+    said = json.loads(notes.get(ADAPTERS, "{}"))
+    scale = said.get("transformer.lora_alpha", ranks[0]) / ranks[0]
+    found = {}
+    for name, tensor in state.items():
+        stem, end = name.removeprefix("transformer.").removesuffix(".weight").rsplit(".", 1)
+        found[f"{stem}.{end}.default.weight"] = tensor * scale if end == "lora_B" else tensor
+    return found
+
+
+def _unpickled(path: Path) -> dict[str, Tensor]:
+    """Tensors of a PyTorch file, read without running any code in it."""
+    try:
+        state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # a damaged pickle can raise anything
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise ValueError(
+            f"{path} cannot be read as a file of tensors alone ({reason}). It is damaged, or holds code, which is "
+            "never run. Fetch it again, or save it as safetensors."
+        ) from None
+    beside: list[str] = []
+    if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
+        beside = [name for name, value in state.items() if name != "model" and not isinstance(value, int | float | str)]
+        state = state["model"]
+    odd = beside or (
+        [name for name, value in state.items() if not isinstance(value, Tensor)]
+        if isinstance(state, Mapping)
+        else ["no names"]
+    )
+    if odd:
+        raise ValueError(f"{path} holds {', '.join(map(str, odd[:5]))} beside tensors; save the weights alone.")
+    return dict(state)

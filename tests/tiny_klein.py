@@ -1,0 +1,50 @@
+"""What tests of klein share: the tiny folder, written once a process, the official pipeline, prompts and noise."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from irdm.conditions import PromptSpec, to_bytes
+from irdm.generators import Klein, KleinConfig
+from irdm.generators.klein_tiny import cached_tiny
+from irdm.text.contexts import DTYPES
+
+SHAPE = (3, 32, 32)
+SPEC = PromptSpec(embedder="none", width=4)
+PROMPTS = ["a red cube", "two blue spheres left of a box"]
+CAPTIONS = to_bytes(PROMPTS)
+LENGTH = 48
+
+
+def tiny(**fields: Any) -> Klein:
+    """A generator on the tiny folder, from seed 0."""
+    torch.manual_seed(0)
+    return KleinConfig(**fields).build(SHAPE, SPEC)
+
+
+def noise(count: int = 2) -> torch.Tensor:
+    """Each image's from a generator of its own."""
+    return torch.stack([torch.randn(32, 4, 4, generator=torch.Generator().manual_seed(7 + i)) for i in range(count)])
+
+
+@cache
+def pipeline(folder: Path | None = None, precision: str = "float32") -> Any:
+    """diffusers' own pipeline of a folder."""
+    from diffusers import Flux2KleinPipeline
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        pipe = Flux2KleinPipeline.from_pretrained(folder or cached_tiny(), torch_dtype=DTYPES[precision])
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def official(pipe: Any, steps: int = 1, **fields: Any) -> torch.Tensor:
+    """Its images of the prompts from the noise."""
+    given = {"prompt": PROMPTS, "latents": noise(), "height": 32, "width": 32, "max_sequence_length": LENGTH} | fields
+    return pipe(num_inference_steps=steps, guidance_scale=1.0, output_type="pt", **given).images.float()
