@@ -14,7 +14,6 @@ LAYERS = (
     {"config", "ops", "files", "memory", "distributed", "features", "ema", "fields", "process", "progress", "tracker"},
     {"conditions", "log", "checkpoint", "images", "controller", "gradcache", "overrides", "errors"},
     {"text"},
-    {"text"},
     {"distances", "metrics", "generators", "data"},
     {"encoders", "generate", "objective"},
     {"store"},

@@ -1,4 +1,4 @@
-"""klein: equal to the official pipeline, differentiable to every weight, frozen where it should be, refused when wrong."""
+"""klein: equal to the official pipeline, a gradient for every weight, frozen where it should be, refused when wrong."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from tiny_klein import CAPTIONS, LENGTH, PROMPTS, SHAPE, SPEC, noise, official, pipeline, tiny
 
 from irdm.conditions import ClassSpec, Prompts
 from irdm.generators import KleinConfig
@@ -14,7 +15,6 @@ from irdm.generators.klein import positions
 from irdm.generators.klein_folder import open_folder
 from irdm.generators.klein_tiny import cached_tiny, write_tiny
 from irdm.text.contexts import ContextEncoder, build_contexts
-from tiny_klein import CAPTIONS, LENGTH, PROMPTS, SHAPE, SPEC, noise, official, pipeline, tiny
 
 
 @pytest.mark.parametrize("rank", [None, 4])
