@@ -17,7 +17,7 @@ LAYERS = (
     {"distances", "metrics", "generators", "data"},
     {"encoders", "generate", "objective"},
     {"store"},
-    {"evaluation"},
+    {"evaluation", "geneval"},
     {"reference"},
     {"presets", "compare", "report"},
     {"build", "estimate"},
@@ -79,7 +79,7 @@ def test_ops_stand_on_their_own():
     assert not EDGES["ops"]
 
 
-@pytest.mark.parametrize("start", ["metrics", "evaluation", "store", "compare"])
+@pytest.mark.parametrize("start", ["metrics", "evaluation", "geneval", "store", "compare"])
 def test_evaluation_never_reaches_training(start):
     reached, todo = set(), [start]
     while todo:

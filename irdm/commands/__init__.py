@@ -45,6 +45,7 @@ COMMANDS = {
     "eval": ("SOURCE [--against REAL]", "judge a run, a folder or an archive of images against real ones"),
     "reference": ("build|show NAME", "real images under every encoder: what training and eval compare with"),
     "compare": ("A B", "the paired difference of two evaluations, with its interval"),
+    "geneval": ("render|score|golden", "images of GenEval's prompts, drawn by a run and judged by a scorer"),
     "sample": ("RUN", "draw images: a picture, files or arrays"),
     "report": ("RUN", "write RUN/report.html from what a run or an evaluation holds"),
     "check": ("PRESET", "what a preset needs, and whether it is there"),
