@@ -66,10 +66,15 @@ def test_captions_are_bytes_for_a_generator_and_texts_again():
 
 def test_prompts_hold_their_sources_in_proportion_and_take_any_text():
     table = prompted(900)
+    assert table.tau is not None and table.strata is not None
     rows = draw(table, 300, 0, 1)
     assert torch.bincount(table.strata[rows]).tolist() == [100, 200]
     some = table[rows]
-    assert torch.equal(some.tau, table.tau[rows]) and some.captions() == [table.captions()[i] for i in rows.tolist()]
+    assert (
+        some.tau is not None
+        and torch.equal(some.tau, table.tau[rows])
+        and some.captions() == [table.captions()[i] for i in rows.tolist()]
+    )
     assert some.spec == table.spec == table[:5].spec, "of the data set, whichever rows these are"
     assert table.spec.each(2, most=2).captions() == ["a cat", "a cat", "three", "three"]
     asked = table.spec.named(["anything", "else"], 3)

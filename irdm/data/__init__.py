@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from irdm.data.base import Dataset, Split, TensorSplit, shared, split_dataset
+from irdm.data.captioned import CaptionedConfig
 from irdm.data.digits import DigitsConfig
 from irdm.data.idx import IdxConfig
 from irdm.data.image_source import printable
@@ -14,10 +15,13 @@ from irdm.data.images import ImagesConfig, Pictures, pictures_like
 from irdm.data.sources import ImageSource, open_source
 from irdm.data.spiral import SpiralConfig
 
-AnyData = Annotated[DigitsConfig | IdxConfig | ImagesConfig | SpiralConfig, Field(discriminator="kind")]
+AnyData = Annotated[
+    CaptionedConfig | DigitsConfig | IdxConfig | ImagesConfig | SpiralConfig, Field(discriminator="kind")
+]
 
 __all__ = [
     "AnyData",
+    "CaptionedConfig",
     "Dataset",
     "DigitsConfig",
     "IdxConfig",

@@ -111,7 +111,7 @@ def _told(path: Path) -> int:
 class TarSource(ImageSource):
     """The image files in one tar, or in the `archives` of a folder."""
 
-    def __init__(self, path: Path, archives: Sequence[str] = ("",)):
+    def __init__(self, path: Path, archives: Sequence[str] = ("",), classes: bool = True):
         self._archives = [path / name for name in archives]
         prefixes = [f"{name}/" if name else "" for name in archives]
         places: dict[str, tuple[int, int, int]] = {}
@@ -124,8 +124,11 @@ class TarSource(ImageSource):
         self._places = np.array([places[name] for name in names], dtype=np.int64)
         for name in names:
             within_limit(places[name][2], f"{path}/{name}")
+        self._notes = {} if classes else {name: p for name, p in places.items() if name.endswith((".txt", ".json"))}
         numbers = {name.removesuffix(".cls"): place for name, place in places.items() if name.endswith(".cls")}
-        if numbers:
+        if not classes:
+            super().__init__(path, names, None, ())
+        elif numbers:
             super().__init__(path, names, *self._numbered_classes(names, numbers, path))
         else:
             inside = [name[len(prefixes[places[name][0]]) :] for name in names]
@@ -133,6 +136,10 @@ class TarSource(ImageSource):
 
     def read(self, row: int) -> bytes:
         return self._read(*self._places[row].tolist())
+
+    def note(self, name: str) -> bytes | None:
+        """A .txt or .json beside the images, where folders are no classes; None when it is not there."""
+        return self._read(*self._notes[name]) if name in self._notes else None
 
     def _read(self, archive: int, start: int, size: int) -> bytes:
         with open(self._archives[archive], "rb") as file:

@@ -9,8 +9,9 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float32, Int64
@@ -104,6 +105,10 @@ class Dataset:
     name: str
     train: Split
     val: Split
+    notes: tuple[str, ...] = ()
+    """What was left out or cut on the way, for people."""
+    overlap: dict[str, Any] = field(default_factory=dict)
+    """How many prompts of an evaluation are among the captions, by file (`irdm.data.captions.overlap`)."""
 
     @property
     def image_shape(self) -> Shape:
@@ -172,7 +177,7 @@ def split_dataset(
     if config.drop_shared:
         parts["val"] = parts["val"].only(unshared(**parts))
     shared(**parts)
-    return Dataset(name, **parts)
+    return Dataset(name, parts["train"], parts["val"])
 
 
 def split_rows(name: str, conditions: Conditions, config: SplitConfig) -> dict[str, Int64[Tensor, " k"]]:

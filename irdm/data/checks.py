@@ -35,7 +35,8 @@ def check_real(dataset: Dataset, *, fewest: int = MIN_IMAGES, progress: Say | No
     for side, split in sides.items():
         _check_repeats(side, split, fewest, progress)
     copies = shared(dataset.train, dataset.val)
-    notes = [f"warning: {copies} of the {len(dataset.val)} val images are also train images"] if copies else []
+    notes = [f"{dataset.name}: {note}" for note in dataset.notes]
+    notes += [f"warning: {copies} of the {len(dataset.val)} val images are also train images"] if copies else []
     if len(pictures) == 2:
         _check_alike(*pictures)
         done = {note for split in pictures for note in handling(split.source, split.image_shape)}

@@ -56,7 +56,8 @@ class IdxConfig(Config):
 
         Raises ValueError for a file that is missing, cut short, of another kind, or does not fit its fellows.
         """
-        return Dataset(printable(self.path.name), **self._parts())
+        parts = self._parts()
+        return Dataset(printable(self.path.name), parts["train"], parts["val"])
 
     def _parts(self) -> dict[str, TensorSplit]:
         if not self.path.is_dir():

@@ -146,7 +146,7 @@ class ImagesConfig(SplitConfig):
         splits = {part: Pictures(source, rows, shape) for part, (source, rows) in parts.items()}
         if self.drop_shared:
             splits["val"] = splits["val"].only(unshared(**splits))
-        return Dataset(name, **splits)
+        return Dataset(name, splits["train"], splits["val"])
 
     def _whole(self, part: str, path: Path) -> tuple[ImageSource, Int64[Tensor, " k"]]:
         """All of a place, or what `limit` leaves, in random order."""

@@ -25,7 +25,7 @@ from irdm.data.numpy_file import ArraySource
 __all__ = ["FolderSource", "ImageSource", "open_source"]
 
 
-def open_source(path: Path) -> ImageSource:
+def open_source(path: Path, classes: bool = True) -> ImageSource:
     """The images at `path`, of whatever kind is found there.
 
     - a folder of images, or of one folder a class (the first folder below what all images share is the class), none
@@ -33,6 +33,8 @@ def open_source(path: Path) -> ImageSource:
     - a `.zip` laid out in the same way;
     - a webdataset `.tar`, or a folder of them: `key.cls` beside `key.jpg` holds the class number, else folders tell;
     - an `.npz` with `images` (or `arr_0`) and perhaps integer `labels` (or `arr_1`), or an `.npy` of images.
+
+    Without `classes` folders mean nothing, and only a folder of images, a `.tar` and a folder of them will do.
 
     Raises ValueError when there is no image, when something is damaged, or when it cannot tell what something is: no
     file is passed over except hidden ones and text that lies beside the images.
@@ -43,13 +45,15 @@ def open_source(path: Path) -> ImageSource:
         archives = [name for name in names if name.endswith(".tar")]
         if archives and len(archives) < len(names):
             raise ValueError(f"{path} holds both images and .tar archives, such as {archives[0]}; give one of the two.")
-        return TarSource(path, archives) if archives else FolderSource(path, names)
+        return TarSource(path, archives, classes) if archives else FolderSource(path, names, classes)
     if not path.is_file():
         raise ValueError(f"There is no {path}; give a folder of images, a .zip, .tar, .npz or .npy file.")
+    if path.suffix == ".tar" or _starts_as_tar(path):
+        return TarSource(path, classes=classes)
+    if not classes:
+        raise ValueError(f"{path} has no captions beside its images; give a folder or a .tar.")
     if path.suffix in (".npz", ".npy"):
         return ArraySource(path)
-    if path.suffix == ".tar" or _starts_as_tar(path):
-        return TarSource(path)
     if zipfile.is_zipfile(path):
         return ZipSource(path)
     single = path.suffix.lower() in IMAGES
@@ -65,8 +69,8 @@ def _starts_as_tar(path: Path) -> bool:
 class FolderSource(ImageSource):
     """Image files below a folder; links are followed."""
 
-    def __init__(self, path: Path, names: Sequence[str]):
-        super().__init__(path, names, *folder_classes(names, path))
+    def __init__(self, path: Path, names: Sequence[str], classes: bool = True):
+        super().__init__(path, names, *(folder_classes(names, path) if classes else (None, ())))
 
     def read(self, row: int) -> bytes:
         with open(self.path / self.names[row], "rb") as file:
