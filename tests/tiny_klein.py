@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 
 from irdm.conditions import PromptSpec, to_bytes
 from irdm.generators import Klein, KleinConfig
+from irdm.generators.klein_teacher import load_pipeline
 from irdm.generators.klein_tiny import cached_tiny
 from irdm.text.contexts import DTYPES
 
@@ -35,13 +35,7 @@ def noise(count: int = 2) -> torch.Tensor:
 @cache
 def pipeline(folder: Path | None = None, precision: str = "float32") -> Any:
     """diffusers' own pipeline of a folder."""
-    from diffusers import Flux2KleinPipeline
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        pipe = Flux2KleinPipeline.from_pretrained(folder or cached_tiny(), torch_dtype=DTYPES[precision])
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return load_pipeline(folder or cached_tiny(), DTYPES[precision])
 
 
 def official(pipe: Any, steps: int = 1, **fields: Any) -> torch.Tensor:
