@@ -41,6 +41,7 @@ from irdm.metrics.tables import row_order
 from irdm.presets import run_of_images
 from irdm.progress import Say, silent
 from irdm.reference import open_reference
+from irdm.reference.imported import to_judge
 from irdm.run import CONFIG, RESULT, LoadedRun, load_run
 from irdm.store.reference import PLAN
 
@@ -177,8 +178,8 @@ def conditions_to_judge(
 def judged_images(loaded: LoadedRun) -> Drawn:
     """The images that `evaluate_run` judges on the run's own data or reference, in their order."""
     config = loaded.config.evaluation or EvaluationConfig()
-    if loaded.config.reference is not None:
-        real = open_reference(loaded.config.reference).real()
+    if (reference := to_judge(loaded.config.reference)) is not None:
+        real = open_reference(reference).real()
         train, held_out = real.train.conditions, len(real.val)
     else:
         dataset = loaded.dataset
@@ -246,7 +247,7 @@ def open_real(
     if own is not None:
         weights = weights or getattr(own.config.battery, "weights", None)
     if own is not None and path is None:
-        device, path = own.device, own.config.reference
+        device, path = own.device, to_judge(own.config.reference)
         if path is None:
             return _own_data(own, config, names, weights, ranks, progress)
     assert path is not None, "a reference, a run or images"

@@ -43,7 +43,7 @@ Out = Annotated[Path, AfterValidator(_encodable)]
 COMMANDS = {
     "train": ("PRESET [--field value ...]", "train, evaluate, write a report; the same command again resumes"),
     "eval": ("SOURCE [--against REAL]", "judge a run, a folder or an archive of images against real ones"),
-    "reference": ("build|show NAME", "real images under every encoder: what training and eval compare with"),
+    "reference": ("build|import|show", "real images under every encoder: what training and eval compare with"),
     "compare": ("A B", "the paired difference of two evaluations, with its interval"),
     "geneval": ("render|score|golden", "images of GenEval's prompts, drawn by a run and judged by a scorer"),
     "sample": ("RUN", "draw images: a picture, files or arrays"),

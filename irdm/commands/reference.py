@@ -1,4 +1,4 @@
-"""`irdm reference build | show`: the real side of training and of evaluation, made once, on disk."""
+"""`irdm reference build | import | show`: the real side of training and of evaluation, made once, on disk."""
 
 from __future__ import annotations
 
@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from irdm.presets import RunConfig
 
 REFERENCES = Path("references")
+
+
+def plain_name(name: str) -> str:
+    """Refuses a name that is no folder's."""
+    if not name.isprintable() or set(name) & {"/", "\\"} or name.startswith("."):
+        raise ValueError("should be a plain name such as flowers-64, which becomes a folder; --out puts it elsewhere")
+    return name
 
 
 class Build(Config):
@@ -68,14 +75,25 @@ class Build(Config):
     fields: Options = others()
     """Fields of `irdm train PRESET --help` under data, battery and distance."""
 
-    @field_validator("name")
-    @classmethod
-    def _plain(cls, name: str) -> str:
-        if not name.isprintable() or set(name) & {"/", "\\"} or name.startswith("."):
-            raise ValueError(
-                "should be a plain name such as flowers-64, which becomes a folder; --out puts it elsewhere"
-            )
-        return name
+    _plain = field_validator("name")(plain_name)
+
+
+class Import(Config):
+    """Reads the joint bundles that the authors of RDM publish, {Z, alpha, sigma, k_rr, beta} under each encoder, into a
+    reference to train against; no code in such a file is run. It has no floors, so only --controller.kind uniform
+    trains with it, and no real images, so a run is judged by its own data.
+
+      irdm reference import headline nystrom_joint/     (then: irdm train klein --reference references/headline)
+    """
+
+    name: str = word()
+    """What the reference is called."""
+    bundles: tuple[Path, ...] = word()
+    """Files such as mae_joint_M8192.pt, named for their encoders, or a folder of them."""
+    out: Out | None = None
+    """The directory; unset, references/NAME."""
+
+    _plain = field_validator("name")(plain_name)
 
 
 class Show(Config):
@@ -88,8 +106,21 @@ class Show(Config):
 def show(given: Show, command: str) -> int:
     """Print the description."""
     from irdm.reference import describe, open_reference
+    from irdm.reference.imported import ImportedReference, describe_imported, is_imported
 
-    print("\n".join(describe(open_reference(find_reference(given.reference)))))
+    path = find_reference(given.reference)
+    imported = is_imported(path)
+    print("\n".join(describe_imported(ImportedReference(path)) if imported else describe(open_reference(path))))
+    return 0
+
+
+def import_bundles(given: Import, command: str) -> int:
+    """Read, check and write."""
+    from irdm.reference.imported import describe_imported, import_reference
+
+    out = given.out or REFERENCES / given.name
+    print("\n".join(describe_imported(import_reference(given.name, given.bundles, out, print))))
+    print(f"\ntrain against it: irdm train klein --reference {out}")
     return 0
 
 
@@ -151,4 +182,6 @@ def find_reference(reference: Path) -> Path:
     return named if not reference.exists() and named.is_dir() else reference
 
 
-COMMAND = {"build": Command(Build, build), "show": Command(Show, show)}
+COMMAND = {
+    "build": Command(Build, build), "import": Command(Import, import_bundles), "show": Command(Show, show)
+}  # fmt: skip

@@ -40,11 +40,19 @@ REAL = ("train", "val", "image_shape", "encoders", "held_out", "table_rows", "se
 class StoredReference:
     """A finished reference. Sizes of files are compared on opening, the sha256 of a file when it is first read."""
 
+    has_images = True
+    """What was imported (`irdm.reference.imported`) has distances alone."""
+
     def __init__(self, path: Path, device: str = "cpu"):
         """Raises ValueError when `path` holds no finished reference, or a part is missing, cut short or altered."""
         self.path, self.device = Path(path), device
         try:
             self.manifest = read_manifest(self.path / MANIFEST, "Repeat the command that built the reference.")
+            if "imported" in self.manifest:
+                raise ValueError(
+                    f"{self.path} was imported: it has distances to train with and no real images to judge by. Compare "
+                    "with real images, or with a reference that `irdm reference build` made of them."
+                )
             self.plan: dict[str, Any] = self.manifest["plan"]
             self.name: str = self.manifest["name"]
             self.address: str = self.manifest["address"]
