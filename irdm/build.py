@@ -137,8 +137,8 @@ def reference_of(
 
     Images are checked before any encoder is fitted (`irdm.data.checks`). Raises as `build_reference` does.
     """
+    dataset = ranks.main_first(run.data.build)
     with ranks.together():
-        dataset = run.data.build()
         if (place := getattr(run.data, "path", None)) is not None and run.data.kind == "images":
             progress(
                 f"{place}: {len(dataset.train)} images are train and {len(dataset.val)} others are held out as val, at "
@@ -190,11 +190,7 @@ def open_run_reference(config: RunConfig, dataset: Dataset, device: str) -> Open
     if reference.image_shape != dataset.image_shape or reference.spec != spec:
         raise ValueError(
             f"The reference {config.reference} is of images {list(reference.image_shape)} with "
-            f"{_words(reference.spec)}, but {dataset.name} has {list(dataset.image_shape)} with {_words(spec)}, or the "
-            "classes have other names. Train on the images of the reference."
+            f"{reference.spec.says}, but {dataset.name} has {list(dataset.image_shape)} with {spec.says}, or "
+            "these are others. Train on the images of the reference."
         )
     return reference
-
-
-def _words(spec: Spec) -> str:
-    return f"{spec.width} classes" if spec.width else "no classes"

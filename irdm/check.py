@@ -28,6 +28,7 @@ from irdm.files import cache_dir
 from irdm.memory import physical_memory
 from irdm.presets import SMOKE_IMAGES, RunConfig
 from irdm.progress import duration
+from irdm.reference.imported import ImportedReference, is_imported
 from irdm.store.reference import StoredReference
 
 BYTES_A_PARAMETER = 16  # a checkpoint holds float32 weights, their average and two moments
@@ -138,9 +139,9 @@ class Needs:
     def data(self) -> str:
         """Sizes of the splits."""
         dataset, spec = self.dataset, self.dataset.train.conditions.spec
-        classes = f"{spec.width} classes" if spec.width else "no classes"
         shape = "x".join(map(str, dataset.image_shape))
-        return f"{dataset.name}: {len(dataset.train)} train, {len(dataset.val)} val, {classes}, {shape}"
+        sizes = f"{dataset.name}: {len(dataset.train)} train, {len(dataset.val)} val, {spec.says}, {shape}"
+        return "; ".join([sizes, *dataset.notes])
 
     @cached_property
     def parameters(self) -> int:
@@ -184,6 +185,10 @@ class Needs:
         """The prebuilt reference, or room to fit one in memory."""
         config = self.config
         if config.reference:
+            if is_imported(config.reference):
+                imported = ImportedReference(config.reference)
+                imported.check(self.shape[1])
+                return f"{imported.name}, imported, {len(imported.names)} encoders, no floors"
             stored = StoredReference(config.reference)
             if self.panel and (missing := {*self.panel.names} - {*stored.names}):
                 raise ValueError(f"{config.reference} lacks the encoders {', '.join(sorted(missing))}; build it anew.")

@@ -10,23 +10,24 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal, Protocol, runtime_checkable
+from typing import Annotated, ClassVar, Literal, Protocol, runtime_checkable
 
-import numpy as np
 import torch
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Float32, Int64
 from pydantic import Field
 from torch import Tensor
 
 from irdm.config import Config
 from irdm.ops.rows import OneHot, Rows
 from irdm.ops.sampling import generator_for
+from irdm.ops.texts import to_bytes, to_texts
 
 
 class ClassSpec(Config):
     """Classes by name: all that a generator needs to be built, without the data."""
 
     kind: Literal["classes"] = "classes"
+    free_text: ClassVar[bool] = False
     names: tuple[str, ...]
 
     def restore(self, count: int, state: Mapping[str, Tensor]) -> Classes:
@@ -61,11 +62,17 @@ class ClassSpec(Config):
         """How many strata there are; 0 where all rows are alike."""
         return len(self.names)
 
+    @property
+    def says(self) -> str:
+        """What images are asked for by, for people."""
+        return f"{len(self.names)} classes"
+
 
 class NoSpec(Config):
     """No condition: there is nothing to ask for but an image."""
 
     kind: Literal["none"] = "none"
+    free_text: ClassVar[bool] = False
 
     def restore(self, count: int, state: Mapping[str, Tensor]) -> Unconditional:
         """`count` rows."""
@@ -84,16 +91,16 @@ class NoSpec(Config):
         """tau has no columns."""
         return 0
 
-    @property
-    def groups(self) -> int:
-        """All rows are alike."""
-        return 0
+    groups: ClassVar[int] = 0
+    says: ClassVar[str] = "no classes"
 
 
 class PromptSpec(Config):
     """Free text: how it is embedded for the distances, where it came from, and some of it to show."""
 
     kind: Literal["prompts"] = "prompts"
+    free_text: ClassVar[bool] = True
+    """Captions are texts, one a row, and not the names of groups."""
     embedder: str
     """What made tau, with its weights and settings."""
     width: int = Field(ge=1)
@@ -109,9 +116,10 @@ class PromptSpec(Config):
 
     def each(self, count: int, most: int | None = None) -> Prompts:
         """`count` rows of every example in order; of more than `most` examples only so many, evenly spaced."""
-        total = len(self.examples)
+        texts = self.examples or ("",)
+        total = len(texts)
         chosen = torch.linspace(0, total - 1, min(most or total, total), dtype=torch.float64).round().long().tolist()
-        return Prompts([self.examples[i] for i in chosen for _ in range(count)], None, None, self)
+        return Prompts([texts[i] for i in chosen for _ in range(count)], None, None, self)
 
     def named(self, wanted: Sequence[str], count: int) -> Prompts:
         """`count` rows, the wanted texts taking turns; any text will do."""
@@ -121,6 +129,11 @@ class PromptSpec(Config):
     def groups(self) -> int:
         """How many sources there are; 0 where there is one alone."""
         return len(self.sources) if len(self.sources) > 1 else 0
+
+    @property
+    def says(self) -> str:
+        """Where captions are from, and what made tau."""
+        return f"captions of {' and '.join(self.sources) or 'one source'}, tau [{self.width}] by {self.embedder}"
 
 
 Spec = ClassSpec | NoSpec | PromptSpec
@@ -335,20 +348,6 @@ class Prompts:
         digest = hashlib.sha256("\0".join([self._spec.embedder, *self._captions]).encode())
         digest.update(b"" if self.strata is None else self.strata.cpu().numpy().tobytes())
         return digest.hexdigest()
-
-
-def to_bytes(texts: Sequence[str]) -> UInt8[Tensor, "n b"]:
-    """Each text in UTF-8, filled up with zeros to the longest. Raises ValueError for one that cannot be kept so."""
-    if bad := [text for text in texts if "\0" in text]:
-        raise ValueError(f"The text {bad[0]!r} holds a character zero; take it out.")
-    encoded = [text.encode() for text in texts]
-    width = max(map(len, encoded), default=0) or 1
-    return torch.from_numpy(np.array(encoded, dtype=f"S{width}").view(np.uint8).reshape(len(encoded), width).copy())
-
-
-def to_texts(texts: UInt8[Tensor, "n b"]) -> list[str]:
-    """The texts that `to_bytes` was given."""
-    return [row.tobytes().rstrip(b"\0").decode() for row in texts.cpu().numpy()]
 
 
 def draw(conditions: Conditions, count: int, *keys: int | str) -> Int64[Tensor, " count"]:

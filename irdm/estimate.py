@@ -107,9 +107,9 @@ def _run(network: nn.Module, inputs: Sequence[Tensor], rows: int) -> tuple[int, 
 
 def generator_cost(config: AnyGenerator, image_shape: Shape, spec: Spec) -> Cost:
     """A generator, from its configuration. Raises ValueError for one that cannot draw such images."""
+    conditions = [tensor.to("meta") for tensor in spec.each(1, 1).inputs().values()]
     with torch.device("meta"):
         network = config.build(image_shape, spec)
-        conditions = [torch.empty(1, dtype=torch.int64)] if spec.width else []
         return count(network, torch.empty(1, *network.noise_shape), *conditions)
 
 

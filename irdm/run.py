@@ -83,6 +83,7 @@ def record_of(
         "sizes": {"train": len(dataset.train), "val": len(dataset.val)},
         "held_in": list(battery.held_in),
         "held_out": list(battery.held_out),
+        **({"overlap": dataset.overlap} if dataset.overlap else {}),
         **_stands_on(dataset, prebuilt),
     }
 
@@ -107,7 +108,7 @@ def check_record(
         what = {
             "data_fingerprint": "the images or their conditions are other ones",
             "reference": "the reference is another one",
-            "spec": "the conditions have other names",
+            "spec": "the conditions have other names, or another text encoder",
             "image_shape": "the images have another shape",
         }
         raise ValueError(

@@ -64,15 +64,16 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> Result |
         require(config.tracker)
         if config.rollout < ranks.size:
             raise ValueError(f"The rollout is {config.rollout}, but there are {ranks.size} ranks: one image each.")
+        dataset = ranks.main_first(config.data.build)
         with ranks.together():
-            dataset = config.data.build()
             conditions = dataset.train.conditions
             check_floors(config, len(dataset.val))
             begun = any((out / "checkpoints").glob("step-*"))
             generator = build_generator(config, dataset.image_shape, conditions.spec, restored=begun).to(device)
             prebuilt = open_run_reference(config, dataset, device)
-            if prebuilt is None and ranks.is_main:
-                for note in check_real(dataset, fewest=MIN_FLOOR_ROWS, progress=say):
+            if ranks.is_main:
+                notes = dataset.notes if prebuilt else check_real(dataset, fewest=MIN_FLOOR_ROWS, progress=say)
+                for note in [*generator.look_at(conditions), *notes]:
                     say(note)
         with ranks.together():
             if ranks.is_main:

@@ -288,6 +288,7 @@ class _Job:
         body: dict[str, Any] = {"name": name, "address": self.address, "plan": self.plan, "parts": parts}
         body["stores"] = {side: store.address for side, store in stores.items()}
         versions = {"torch": str(torch.__version__), "pillow": PIL.__version__}
+        body |= {"overlap": self.dataset.overlap} if self.dataset.overlap else {}
         write_manifest(self.path / MANIFEST, {**body, "command": command, "versions": versions})
 
     def _write(self, part: str, files: Mapping[str, Mapping[str, torch.Tensor]]) -> None:

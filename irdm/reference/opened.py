@@ -114,7 +114,9 @@ def describe(reference: OpenReference) -> Iterator[str]:
         yield f"{split:10} {plan[split]['count']} images, sha256 {plan[split]['fingerprint']}"
     few = spec.each(1, 8).captions()
     names = ", ".join(dict.fromkeys(filter(None, few))) + (", ..." if spec.width > len(few) else "")
-    yield f"conditions {spec.kind}" + (f", {spec.width}: {names}" if spec.width else "")
+    yield f"conditions {spec.says}" + (f": {names}" if spec.width else "")
+    for file, found in reference.manifest.get("overlap", {}).items():
+        yield f"prompts    {found['found']} of {found['prompts']} of {file} are in the pool, {found['share']:.1%} of it"
     yield f"images     {' x '.join(map(str, reference.image_shape))} (channels, height, width); seed {plan['seed']}"
     matched = "joint with the conditions" if training["joint"] else "marginal"
     yield f"distance   {training['distance']['kind']}, {matched}, floors at a rollout of {training['rollout']}"

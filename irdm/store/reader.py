@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Int64, Shaped
 from pydantic import TypeAdapter
 from torch import Tensor
+from torch.nn import functional as F
 
 from irdm.conditions import Conditions, ConditionSpec
 from irdm.features import thumbnail_shape
@@ -186,5 +187,11 @@ def state_of(conditions: Conditions) -> dict[str, Tensor]:
 def restored(spec: Mapping[str, Any], count: int, *parts: Mapping[str, Tensor]) -> Conditions:
     """The conditions of files that follow each other, from the JSON of their spec."""
     names = [name for name in parts[0] if name.startswith(CONDITION)]
-    state = {name.removeprefix(CONDITION): torch.cat([part[name] for part in parts]) for name in names}
+    state = {name.removeprefix(CONDITION): _joined([part[name] for part in parts]) for name in names}
     return TypeAdapter(ConditionSpec).validate_python(spec).restore(count, state)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """The rows of several tables; captions are as wide as the longest of each, and filled up with zeros."""
+    width = max(part[0:1].numel() for part in parts)
+    return torch.cat([F.pad(part, (0, width - part.shape[1])) if part.ndim == 2 else part for part in parts])
