@@ -23,7 +23,7 @@ LAYERS = (
     {"build", "estimate"},
     {"run", "check"},
     {"against"},
-    {"train", "sample"},
+    {"train", "sample", "export"},
     {"experiments"},
     {"commands"},
     {"cli"},

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from irdm.files import read_tensors, sha256_of
+from irdm.generators.klein_lora import ADAPTERS
 from irdm.generators.klein_names import to_diffusers
 
 if TYPE_CHECKING:
     from irdm.generators.klein import Klein
 
-ADAPTERS, NOTES = "lora_adapter_metadata", "irdm"  # of a safetensors file: what peft says of adapters, and what we do
+NOTES = "irdm"  # the note of a safetensors file in which irdm says where its weights are from
 
 
 def load_student(generator: Klein, path: Path, sha256: str | None = None) -> None:
