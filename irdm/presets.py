@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from irdm.config import Config, free
 from irdm.controller import ControllerConfig
-from irdm.data import AnyData, DigitsConfig, IdxConfig, ImagesConfig
+from irdm.data import AnyData, CaptionedConfig, DigitsConfig, IdxConfig, ImagesConfig
 from irdm.data.idx import CLOTHES, DEBIAN
 from irdm.distances import AnyDistance, NystromMMDConfig
 from irdm.encoders import (
@@ -25,7 +25,7 @@ from irdm.encoders import (
 from irdm.encoders.local import ENCODERS, HELD_IN
 from irdm.encoders.panel import GROUPS, METRICS_ONLY, expanded
 from irdm.fields import UsageError, nearest, validate
-from irdm.generators import PMF_FAMILIES, AnyGenerator, ConvConfig, MLPConfig
+from irdm.generators import PMF_FAMILIES, AnyGenerator, ConvConfig, KleinConfig, MLPConfig
 from irdm.metrics import EvaluationConfig
 from irdm.tracker import Tracker
 
@@ -71,6 +71,9 @@ class RunConfig(Config):
     graph_memory_gib: float | None = free(None, ge=0, le=2**20)
     """Memory for keeping the graphs of micro-batches, so that those need no second forward; unset takes half of what is
     free once the first micro-batch is there, 0 keeps none."""
+    shard: bool = free(False)
+    """Under torchrun, divide weights, gradients, moments and average over the processes (FSDP2), each of which has a
+    part; no graph is kept then. Resumes, and is resumed by, a run that is not divided."""
     steps: int = Field(default=1000, ge=1, le=2**40)
     """Optimizer steps."""
     lr: float = Field(default=1e-3, gt=0, le=1e36)
@@ -110,7 +113,18 @@ class RunConfig(Config):
                 f"micro_batch is {self.micro_batch} but the rollout has only {self.rollout} images; lower micro_batch "
                 "to the rollout or below (or leave it unset), or raise rollout."
             )
+        if self.shard and self.graph_memory_gib:
+            raise ValueError(
+                f"graph_memory_gib is {self.graph_memory_gib:g}, but divided weights (shard) are whole only while a block "
+                "computes, so no graph is kept; leave it unset."
+            )
         return self
+
+    @property
+    def graph_bytes(self) -> int | None:
+        """Memory for kept graphs; None: half of what is free."""
+        gib = 0.0 if self.shard else self.graph_memory_gib
+        return None if gib is None else int(gib * 2**30)
 
     def learning_rate(self, step: int) -> float:
         """lr * sqrt(rollout / 5120), after a linear warm-up along a cosine to final_lr times that; steps from 0."""
@@ -207,12 +221,57 @@ def imagenet() -> RunConfig:
     )
 
 
+def klein() -> RunConfig:
+    """FLUX.2 [klein] 4B from four steps to one, images with captions. Give --data.path and --generator.model."""
+    return RunConfig(
+        preset="klein",
+        data=CaptionedConfig(path=(Path("captioned"),), size=512),
+        battery=PanelBatteryConfig(),
+        generator=KleinConfig(model=Path("FLUX.2-klein-4B"), precision="bfloat16", gradient_checkpointing=True),
+        distance=NystromMMDConfig(landmarks=8192, scale=0.25),
+        controller=ControllerConfig(kind="uniform"),
+        evaluation=EvaluationConfig(draws=1, quick_rows=1024, micro_batch=8),
+        rollout=10240,
+        micro_batch=8,
+        graph_memory_gib=0,
+        steps=300,
+        lr=2e-6,  # 2.83e-6 at this rollout
+        clip_norm=5120,
+        ema_decay=None,
+        check_every=20,
+        checkpoint_every=20,
+        keep_checkpoints=15,
+    )
+
+
+def klein_tiny() -> RunConfig:
+    """The same class with random weights at 32x32, to see every part work on a CPU. Give --data.path."""
+    return RunConfig(
+        preset="klein-tiny",
+        data=CaptionedConfig(path=(Path("captioned"),), size=32, embedder="minilm"),
+        battery=LocalBatteryConfig(steps=50),
+        generator=KleinConfig(),
+        distance=NystromMMDConfig(landmarks=256, bandwidths=(0.25, 0.5, 1.0, 2.0)),
+        controller=ControllerConfig(kind="uniform"),
+        evaluation=EvaluationConfig(draws=1, directions=64, rff_features=256, resamples=8, ladder=0),
+        rollout=64,
+        steps=20,
+        lr=1e-2,
+        ema_decay=None,
+        log_every=5,
+        check_every=10,
+        checkpoint_every=10,
+    )
+
+
 PRESETS: dict[str, Callable[[], RunConfig]] = {
     "digits": digits,
     "digits-smoke": digits_smoke,
     "fashion": fashion,
     "folder": folder,
     "imagenet": imagenet,
+    "klein": klein,
+    "klein-tiny": klein_tiny,
 }
 
 
