@@ -32,6 +32,10 @@ from irdm.reference import (
     plan_of,
 )
 from irdm.reference.fit import MIN_FLOOR_ROWS, floor_is_known, floors_or_error
+from irdm.reference.imported import ImportedReference, is_imported
+
+RunReference = OpenReference | ImportedReference | None
+"""What a run trains against: made of images, imported, or fitted at its start."""
 
 
 def resolve_device(device: str) -> str:
@@ -66,14 +70,12 @@ def build_optimizer(config: RunConfig, parameters: Iterable[nn.Parameter]) -> to
     return torch.optim.AdamW(chosen, lr=config.lr, fused=fused, foreach=not fused, **options)
 
 
-def build_battery(
-    config: RunConfig, dataset: Dataset, reference: OpenReference | None, device: str, progress: Say
-) -> Battery:
+def build_battery(config: RunConfig, dataset: Dataset, reference: RunReference, device: str, progress: Say) -> Battery:
     """The encoders of a run on the device: fitted, loaded, or those of its reference.
 
     Raises ValueError when they are not, to the byte, those that made the reference.
     """
-    if reference is None:
+    if reference is None or isinstance(reference, ImportedReference):
         return config.battery.fit(dataset, cache_dir=cache_dir(), progress=progress).to(device)
     wanted, made = config.battery.identity(), reference.plan["battery"]
     if made["kind"] == "panel" == wanted["kind"]:  # some of the reference's encoders will do
@@ -95,7 +97,7 @@ def build_training(
     config: RunConfig,
     dataset: Dataset,
     battery: Battery,
-    reference: OpenReference | None,
+    reference: RunReference,
     device: str,
     ranks: Ranks,
     progress: Say,
@@ -181,12 +183,16 @@ def check_floors(config: RunConfig, held_out: int) -> None:
         floors_or_error({"every encoder": None}, held_out=held_out, rollout=config.rollout)
 
 
-def open_run_reference(config: RunConfig, dataset: Dataset, device: str) -> OpenReference | None:
+def open_run_reference(config: RunConfig, dataset: Dataset, device: str) -> RunReference:
     """The reference that the run names. Raises ValueError when it is of images of another shape or other conditions."""
     if config.reference is None:
         return None
-    reference = open_reference(config.reference, device)
     spec = dataset.train.conditions.spec
+    if is_imported(config.reference):
+        imported = ImportedReference(config.reference, device)
+        imported.check(spec)
+        return imported
+    reference = open_reference(config.reference, device)
     if reference.image_shape != dataset.image_shape or reference.spec != spec:
         raise ValueError(
             f"The reference {config.reference} is of images {list(reference.image_shape)} with "

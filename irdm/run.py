@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from irdm.build import build_generator, resolve_device
+from irdm.build import RunReference, build_generator, resolve_device
 from irdm.checkpoint import load_latest, restore
 from irdm.conditions import Conditions, ConditionSpec, Spec
 from irdm.data import Dataset
@@ -21,7 +21,7 @@ from irdm.files import cache_dir, read_manifest, visible, write_manifest
 from irdm.generate import Drawn
 from irdm.generators import Generator
 from irdm.presets import RunConfig
-from irdm.reference import OpenReference, Reference
+from irdm.reference import Reference
 
 __all__ = ["LoadedRun", "cache_dir", "claim_run", "load_run", "read_config", "resolve_device"]
 
@@ -75,7 +75,7 @@ def read_config(path: Path) -> RunConfig:
 
 
 def record_of(
-    config: RunConfig, dataset: Dataset, battery: Battery, reference: Reference, prebuilt: OpenReference | None
+    config: RunConfig, dataset: Dataset, battery: Battery, reference: Reference, prebuilt: RunReference
 ) -> dict[str, Any]:
     """reference.json: what a run stands on, and what a reader needs to know of its data without the data."""
     return {
@@ -94,7 +94,7 @@ def write_record(out: Path, record: Mapping[str, Any]) -> None:
 
 
 def check_record(
-    out: Path, dataset: Dataset, prebuilt: OpenReference | None, say: Callable[[str], None] = lambda text: None
+    out: Path, dataset: Dataset, prebuilt: RunReference, say: Callable[[str], None] = lambda text: None
 ) -> None:
     """A run goes on with the data and the reference that it began with.
 
@@ -131,10 +131,10 @@ def read_record(out: Path) -> dict[str, Any]:
         raise ValueError(f"{out / RECORD} is damaged or of another irdm ({error!r}). {AGAIN}") from None
 
 
-def _stands_on(dataset: Dataset, prebuilt: OpenReference | None) -> dict[str, Any]:
+def _stands_on(dataset: Dataset, prebuilt: RunReference) -> dict[str, Any]:
     return {
         # Hashing a prebuilt reference's images again would read all of them; the address stands for them.
-        "data_fingerprint": None if prebuilt else dataset.fingerprint,
+        "data_fingerprint": None if prebuilt and prebuilt.has_images else dataset.fingerprint,
         "reference": {"name": prebuilt.name, "address": prebuilt.address} if prebuilt else None,
         "spec": dataset.train.conditions.spec.model_dump(mode="json"),
         "image_shape": list(dataset.image_shape),
