@@ -47,6 +47,7 @@ COMMANDS = {
     "compare": ("A B", "the paired difference of two evaluations, with its interval"),
     "geneval": ("render|score|golden", "images of GenEval's prompts, drawn by a run and judged by a scorer"),
     "sample": ("RUN", "draw images: a picture, files or arrays"),
+    "contexts": ("PRESET --out DIR", "what klein reads of a run's captions, encoded once"),
     "export": ("RUN --to FORMAT", "a trained klein for diffusers, Black Forest Labs' code or ComfyUI"),
     "report": ("RUN", "write RUN/report.html from what a run or an evaluation holds"),
     "check": ("PRESET", "what a preset needs, and whether it is there"),

@@ -72,6 +72,10 @@ class KleinConfig(Config):
             )
         return Klein(self, open_folder(self.model), image_shape)
 
+    def encoder(self) -> ContextEncoder:
+        """What reads the captions. Raises ValueError when the folder is not that of a distilled klein."""
+        return ContextEncoder(open_folder(self.model).path, self.length, DTYPES[self.precision])
+
 
 class Klein(Generator):
     """`forward(noise [n, k, r, q], captions [n, b]) -> images [n, 3, h, w]` in [0, 1].
@@ -132,6 +136,11 @@ class Klein(Generator):
         latents = latents * std.to(latents)[:, None, None] + self.vae.bn.running_mean.to(latents)[:, None, None]
         images = self.vae.decode(F.pixel_shuffle(latents, 2), return_dict=False)[0]
         return to_unit_range(images * 0.5 + 0.5).float()
+
+    def divisible(self) -> list[nn.Module]:
+        """Block by block, then the transformer."""
+        net = self.transformer
+        return [*net.transformer_blocks, *net.single_transformer_blocks, net]
 
     def look_at(self, conditions: Conditions) -> list[str]:
         """How many captions are cut.

@@ -6,10 +6,15 @@ import shutil
 
 import pytest
 import torch
+from PIL import Image
 from tiny_klein import LENGTH, PROMPTS, pipeline
 
+from irdm.cli import main
+from irdm.data import CaptionedConfig
 from irdm.files import read_manifest
+from irdm.generators import KleinConfig
 from irdm.generators.klein_tiny import cached_tiny, write_tiny
+from irdm.presets import RunConfig
 from irdm.text import contexts
 from irdm.text.contexts import ContextEncoder, ContextStore, build_contexts
 
@@ -142,3 +147,26 @@ def test_a_text_encoder_that_is_not_whole_is_refused(tmp_path):
     save_file(state, path, metadata={"format": "pt"})
     with pytest.raises(ValueError, match="lacks layers.3.mlp.up_proj.weight; it is not whole"):
         encoder(folder=folder)(PROMPTS)
+
+
+def test_the_command_encodes_the_captions_of_a_run(tmp_path, capsys):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(8):
+        Image.new("RGB", (32, 32), (number * 30, 0, 0)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"caption {number % 4}")
+    run = RunConfig(
+        data=CaptionedConfig(path=(folder,), embedder="ngrams"), generator=KleinConfig(), evaluation=None, rollout=8
+    )
+    (tmp_path / "run.json").write_text(run.model_dump_json())
+    words = ["contexts", "--config", str(tmp_path / "run.json")]
+    assert main([*words, "--out", str(tmp_path / "store")]) == 0
+    assert "4 contexts of 48 tokens; train with --generator.contexts" in capsys.readouterr().out
+    assert main([*words, "--generator.contexts", str(tmp_path / "store")]) == 0  # where training will look
+    assert "4 contexts were there, 0 are new" in capsys.readouterr().out
+    assert main(words) == 2
+    assert "--out is missing" in capsys.readouterr().err
+    assert main([*words, "--out", str(tmp_path / "store"), "--generator.length", "20"]) == 1
+    assert "8 of 8 captions are longer than 20 tokens" in capsys.readouterr().err
+    assert main([*words, "--out", str(tmp_path / "x"), "--generator.kind", "mlp"]) == 2
+    assert "contexts are for klein" in capsys.readouterr().err
