@@ -22,6 +22,7 @@ from irdm.data.image_source import (
     ImageSource,
     folder_classes,
     image_names,
+    no_folder_is_empty,
     number_names,
     printable,
     repeated,
@@ -38,6 +39,7 @@ class ZipSource(ImageSource):
     def __init__(self, path: Path):
         self._zip = open_zip(path)
         files = {info.filename: info for info in self._zip.infolist() if not info.is_dir()}
+        no_folder_is_empty((info.filename for info in self._zip.infolist() if info.is_dir()), files, path)
         names = image_names(sorted(info.filename for info in self._zip.infolist() if not info.is_dir()), path)
         for name in names:
             within_limit(files[name].file_size, f"{path}/{name}")
@@ -176,21 +178,25 @@ class TarSource(ImageSource):
 def _tar_index(path: Path) -> Iterator[tuple[str, tuple[int, int]]]:
     """(name, (offset, size)) of every file in a tar.
 
-    Raises ValueError when it is compressed, cut short, damaged or odd. A damaged header looks like the end to tarfile,
+    Raises ValueError when it is compressed, cut short, damaged or odd, or a folder in it is empty. A damaged header looks like the end to tarfile,
     so what follows the last file must be the end mark, zeros and nothing else; and no more of them than programs write:
     a download that stopped may have room for the rest.
     """
+    folders, files = [], []
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 tar.members = []  # pyright: ignore[reportAttributeAccessIssue]  (forget: a large archive would fill memory)
                 if member.size < 0:
                     raise ValueError(f"{printable(member.name)} is of {member.size} bytes")
+                name = member.name.removeprefix("./")
                 if member.isdir():
+                    folders.append(name)
                     continue
                 if not member.isreg() or member.issparse():
                     raise ValueError(f"{printable(member.name)} is a link or a sparse file; pack plain files")
-                yield member.name.removeprefix("./"), (member.offset_data, member.size)
+                files.append(name)
+                yield name, (member.offset_data, member.size)
             end = tar.offset
         with open(path, "rb") as file:
             left = file.seek(0, 2) - file.seek(end)
@@ -206,3 +212,4 @@ def _tar_index(path: Path) -> Iterator[tuple[str, tuple[int, int]]]:
         raise ValueError(
             f"{path} cannot be used: {error}. Pack or fetch it again; a compressed tar must be unpacked to a .tar."
         ) from error
+    no_folder_is_empty(folders, files, path)

@@ -224,6 +224,17 @@ def folder_classes(names: Sequence[str], path: Path) -> tuple[Tensor | None, lis
     return torch.tensor([number[name] for name in classes if name is not None]), [printable(name) for name in found]
 
 
+def no_folder_is_empty(folders: Iterable[str], files: Iterable[str], path: Path) -> None:
+    """Raises ValueError for a folder of an archive below which no file lies."""
+    filled = {parent.as_posix() for name in files for parent in PurePosixPath(name).parents}
+    empty = sorted(name for name in folders if PurePosixPath(name).as_posix() not in filled and name.strip("./"))
+    if empty := [name for name in empty if not is_litter(PurePosixPath(name).parts[0])]:
+        raise ValueError(
+            f"{path} holds the empty folder {printable(empty[0])}: a class without images? Pack it again, filled or "
+            "without it."
+        )
+
+
 def number_names(highest: int, path: Path) -> list[str]:
     """Names of classes that only have numbers: "0" to the largest label."""
     if highest >= MOST_CLASSES:

@@ -1,6 +1,8 @@
 """The dataset kind `images`: pictures from folders as train and val, read when they are asked for."""
 
 import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -212,6 +214,18 @@ def test_an_empty_class_folder_is_named(tmp_path, place):
     (path / place / ".DS_Store").write_bytes(b"")
     with pytest.raises(ValueError, match=f"{place} is an empty folder: a class without images"):
         ImagesConfig(path=path, size=8).build()
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_an_empty_class_folder_of_an_archive_is_named(tmp_path, kind):
+    path = write(tmp_path / "pets", 6, classes=["cat", "dog"])
+    whole = Path(shutil.make_archive(str(tmp_path / "whole"), kind, path))
+    assert len(open_source(whole)) == 12
+    (path / "eel").mkdir()
+    (path / ".cache").mkdir()
+    short = Path(shutil.make_archive(str(tmp_path / "short"), kind, path))
+    with pytest.raises(ValueError, match=f"short.{kind} holds the empty folder eel/?: a class without images"):
+        open_source(short)
 
 
 def test_one_image_is_too_few(tmp_path):

@@ -1,6 +1,6 @@
 """Over several data sets: the verdict objects to every defect that it must see, and to real images as it says.
 
-python tests/evaluation/test_defects_seen.py [SET ...]     prints the table of docs/log.md
+python tests/evaluation/test_defects_seen.py [PANEL [SET ...]]     prints the table of docs/log.md
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from sklearn.datasets import load_digits, load_sample_images
 
 from irdm.conditions import Classes
 from irdm.data.base import Dataset, TensorSplit
-from irdm.encoders import LocalBatteryConfig
+from irdm.encoders import FITTED
 from irdm.evaluation import EvaluationConfig, embed, judge, real_of, verdict_of
 from irdm.evaluation.defects import DEFECTS, Damaged
 from irdm.evaluation.sensitivity import ASKED
 
 MUST = ("noise", "blur", "jpeg", "near copies", "dropped")
-UNSEEN = {("crops 28x28 grey", "dropped"), ("crops 64x64 colour", "dropped")}
-"""(set, defect) that the verdict does not see: docs/log.md says why."""
+UNSEEN = {("local", "crops 28x28 grey", "dropped")}
+"""(panel, set, defect) that the verdict does not see: docs/log.md says why."""
 CONFIG = EvaluationConfig(directions=256, resamples=32, micro_batch=250)
 
 
@@ -54,7 +54,7 @@ SETS = {
     "digits 8x8": (digits, (797, 600, 300), 1),
     "crops 28x28 grey": (photographs(28, False), (2000, 2000, 1000), 4),
     "crops 32x32 colour": (photographs(32, True), (2000, 2000, 1000), 4),
-    "crops 64x64 colour": (photographs(64, True), (1500, 1000, 500), 2),
+    "crops 64x64 colour": (photographs(64, True), (2000, 2000, 1000), 2),
 }
 """A maker of images, the numbers of train, val and judged ones, and how many fresh draws are judged."""
 
@@ -64,15 +64,15 @@ def split(images, labels, name):
     return TensorSplit(pixels, Classes(torch.from_numpy(labels).long(), [str(i) for i in range(10)]), name)
 
 
-def verdicts(name, defects=MUST, draws=None):
-    """(what was judged, its verdict), of each defect and of fresh draws."""
+def verdicts(panel, name, defects=MUST, draws=None):
+    """(what was judged, its verdict under a panel), of each defect and of fresh draws."""
     make, (train, val, judged), fresh = SETS[name]
     fresh = fresh if draws is None else draws
     images, labels = make(np.random.default_rng(0), train + val + fresh * judged)
     bounds = np.cumsum([0, train, val, *[judged] * fresh])
     parts = [split(images[a:b], labels[a:b], name) for a, b in pairwise(bounds)]
     dataset = Dataset(name, *parts[:2])
-    battery = LocalBatteryConfig().fit(dataset)
+    battery = FITTED[panel]().fit(dataset)
     encoders, real = dict(battery.encoders.items()), real_of(dataset, battery, CONFIG)
 
     def verdict(images):
@@ -87,9 +87,10 @@ def verdicts(name, defects=MUST, draws=None):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SETS)
-def test_what_must_be_seen_is_seen(name):
-    found = list(verdicts(name))
-    unseen = {(name, defect) for defect, verdict in found if defect != "real" and verdict.real}
+@pytest.mark.parametrize("panel", ["local", "lite"])
+def test_what_must_be_seen_is_seen(panel, name):
+    found = list(verdicts(panel, name))
+    unseen = {(panel, name, defect) for defect, verdict in found if defect != "real" and verdict.real}
     assert unseen <= UNSEEN
     assert sum(not verdict.real for defect, verdict in found if defect == "real") <= 1  # of four: 98.6% at 5% each
 
@@ -135,8 +136,9 @@ def test_defects_of_rows():
 
 
 if __name__ == "__main__":
-    for chosen in sys.argv[1:] or SETS:
-        for what, said in verdicts(chosen):
+    panel = sys.argv[1] if sys.argv[1:] else "local"
+    for chosen in sys.argv[2:] or SETS:
+        for what, said in verdicts(panel, chosen):
             seen = ", ".join(one.name for one in said.witnesses if one.objects) or "-"
             chances = " ".join(f"{one.name} {one.p:.2g}" for one in said.witnesses if one.p is not None)
-            print(f"{chosen} | {what} | {seen} | {chances} | {said.sentence}", flush=True)
+            print(f"{panel} | {chosen} | {what} | {seen} | {chances} | {said.sentence}", flush=True)
