@@ -178,9 +178,9 @@ class TarSource(ImageSource):
 def _tar_index(path: Path) -> Iterator[tuple[str, tuple[int, int]]]:
     """(name, (offset, size)) of every file in a tar.
 
-    Raises ValueError when it is compressed, cut short, damaged or odd, or a folder in it is empty. A damaged header looks like the end to tarfile,
-    so what follows the last file must be the end mark, zeros and nothing else; and no more of them than programs write:
-    a download that stopped may have room for the rest.
+    Raises ValueError when it is compressed, cut short, damaged or odd, or a folder in it is empty. A damaged header
+    looks like the end to tarfile, so what follows the last file must be the end mark, zeros and nothing else; and no
+    more of them than programs write: a download that stopped may have room for the rest.
     """
     folders, files = [], []
     try:
