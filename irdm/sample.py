@@ -6,6 +6,7 @@ n images, c channels, h height, w width.
 from __future__ import annotations
 
 import io
+import json
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 
 from irdm.against import judged_images
+from irdm.data.captioned import CAPTIONS
 from irdm.evaluation import EvaluationConfig
 from irdm.files import visible, write_atomic
 from irdm.generate import Drawn
@@ -32,13 +34,20 @@ def write_grid(path: Path, images: Drawn, micro_batch: int, columns: int) -> Non
 
 
 def write_files(path: Path, images: Drawn, micro_batch: int, columns: int) -> None:
-    """A folder of PNGs in their own size, one folder a class. Raises ValueError when the folder has files."""
+    """A folder of PNGs in their own size: one folder a class, or one for all with captions.jsonl, as
+    `irdm.data.captioned` reads it. Raises ValueError when the folder has files.
+    """
     if path.exists() and (not path.is_dir() or visible(path)):
         raise ValueError(f"{path} is not an empty folder; its files would mix with these. Give another --out.")
     each = (image for block in images.blocks(micro_batch) for image in block)
-    for number, (image, caption) in enumerate(zip(each, images.conditions.captions(), strict=True)):
-        folder = path / re.sub(r"[^\w.-]+", "-", caption).strip(".") if caption else path
+    captions, free_text = images.conditions.captions(), images.conditions.spec.free_text
+    for number, (image, caption) in enumerate(zip(each, captions, strict=True)):
+        named = caption and not free_text
+        folder = path / re.sub(r"[^\w.-]+", "-", caption).strip(".") if named else path
         save_png(folder / f"{number:05d}.png", image_grid(image[None], columns=1, scale=1))
+    if free_text:
+        rows = [{"file_name": f"{number:05d}.png", "caption": caption} for number, caption in enumerate(captions)]
+        write_atomic(path / CAPTIONS, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def write_npz(path: Path, images: Drawn, micro_batch: int, columns: int) -> None:
@@ -69,11 +78,12 @@ def sample_run(
 ) -> Path:
     """Draw `count` images from a run's averaged weights and write them; returns where.
 
-    The classes (default: all) take turns. Without a count each gets ten, and of more than 20 classes 20 are drawn,
-    evenly spaced; without classes there are a hundred images. `judged` draws the very images that the run was judged on
-    in place of all that.
+    The classes (default: all), or any texts for a run of captions (default: some of its own), take turns. Without a
+    count each gets ten, and of more than 20 classes 20 are drawn, evenly spaced; without classes there are a hundred
+    images. `judged` draws the very images that the run was judged on in place of all that.
 
-    Raises ValueError for classes the run does not know, a count below 1, or a run that cannot be opened.
+    Raises ValueError for classes the run does not know, texts that it cannot read, a count below 1, or a run that
+    cannot be opened.
     """
     if count is not None and count < 1:
         raise ValueError(f"count is {count}; ask for at least 1 image.")
@@ -85,6 +95,8 @@ def sample_run(
     else:
         count = count or EACH * (len(wanted) or EACH)
         conditions = loaded.spec.named(wanted, count) if wanted else loaded.spec.each(count)
+        for note in loaded.generator.look_at(conditions):
+            print(note)
         images, name = loaded.drawn(conditions, seed), f"seed-{seed}"
     suffix, write = WRITERS[format]
     path = out or run / "samples" / f"{name}{suffix}"

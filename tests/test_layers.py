@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[1] / "irdm"
 
 # From the ground up. A part imports from lines above its own; parts on one line are strangers to each other.
 LAYERS = (
-    {"config", "ops", "files", "memory", "distributed", "features", "ema", "fields", "process", "progress", "tracker"},
+    {"ops"},
+    {"config", "files", "memory", "distributed", "features", "ema", "fields", "process", "progress", "tracker"},
     {"conditions", "log", "checkpoint", "images", "controller", "gradcache", "overrides", "errors"},
     {"text"},
     {"distances", "metrics", "generators", "data"},
@@ -23,7 +24,7 @@ LAYERS = (
     {"build", "estimate"},
     {"run", "check"},
     {"against"},
-    {"train", "sample", "export"},
+    {"train", "sample", "export", "render"},
     {"experiments"},
     {"commands"},
     {"cli"},

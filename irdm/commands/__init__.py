@@ -46,6 +46,7 @@ COMMANDS = {
     "reference": ("build|import|show", "real images under every encoder: what training and eval compare with"),
     "compare": ("A B", "the paired difference of two evaluations, with its interval"),
     "geneval": ("render|score|golden", "images of GenEval's prompts, drawn by a run and judged by a scorer"),
+    "render": ("PROMPTS --model DIR --out DIR", "pictures of prompts by the four-step teacher, the best of several"),
     "sample": ("RUN", "draw images: a picture, files or arrays"),
     "contexts": ("PRESET --out DIR", "what klein reads of a run's captions, encoded once"),
     "export": ("RUN --to FORMAT", "a trained klein for diffusers, Black Forest Labs' code or ComfyUI"),

@@ -55,7 +55,8 @@ class Eval(Config):
     """Images to draw from a run; unset, --evaluation.draws full draws."""
     prompts: Path | None = None
     """What the images of a folder or an archive were asked for: a file of a line an image, in the order of the images'
-    names, or of one line with {class} in it. Adds what --prompt-scores names."""
+    names, or of one line with {class} in it; or a .jsonl, .csv or .json of captions by name, as `irdm sample --format
+    files` writes it. Adds what --prompt-scores names."""
     prompt_scores: tuple[Literal["pickscore", "clipscore"], ...] = ("pickscore",)
     """How images are compared with their prompts: pickscore, clipscore, or both."""
     device: Device = "auto"
@@ -221,7 +222,14 @@ def _judge_by_statistics(
 
 
 def read_prompts(path: Path, source: ImageSource) -> list[str]:
-    """The prompt of each image of a source. Raises ValueError unless there is one line an image, or a template."""
+    """The prompt of each image of a source: by its name from a .jsonl, .csv or .json of captions, else line by line.
+
+    Raises ValueError unless there is one for each image, or a template.
+    """
+    if path.suffix in (".jsonl", ".csv", ".json"):
+        from irdm.data.captions import captions_of
+
+        return captions_of(source, path)[0]
     lines = path.read_text(encoding="utf-8").splitlines()
     if len(lines) == 1 and "{class}" in lines[0]:
         return [lines[0].replace("{class}", caption) for caption in source.conditions.captions()]
