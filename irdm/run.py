@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -75,7 +75,12 @@ def read_config(path: Path) -> RunConfig:
 
 
 def record_of(
-    config: RunConfig, dataset: Dataset, battery: Battery, reference: Reference, prebuilt: RunReference
+    config: RunConfig,
+    dataset: Dataset,
+    battery: Battery,
+    reference: Reference,
+    prebuilt: RunReference,
+    generator: Generator,
 ) -> dict[str, Any]:
     """reference.json: what a run stands on, and what a reader needs to know of its data without the data."""
     return {
@@ -84,7 +89,7 @@ def record_of(
         "held_in": list(battery.held_in),
         "held_out": list(battery.held_out),
         **({"overlap": dataset.overlap} if dataset.overlap else {}),
-        **_stands_on(dataset, prebuilt),
+        **_stands_on(dataset, prebuilt, generator),
     }
 
 
@@ -93,16 +98,14 @@ def write_record(out: Path, record: Mapping[str, Any]) -> None:
     write_manifest(out / RECORD, record)
 
 
-def check_record(
-    out: Path, dataset: Dataset, prebuilt: RunReference, say: Callable[[str], None] = lambda text: None
-) -> None:
-    """A run goes on with the data and the reference that it began with.
+def check_record(out: Path, dataset: Dataset, prebuilt: RunReference, generator: Generator) -> None:
+    """A run goes on with the data, the reference and the frozen weights that it began with.
 
     Raises ValueError naming what changed.
     """
     if not (out / RECORD).exists():
         return
-    recorded, now = read_record(out), _stands_on(dataset, prebuilt)
+    recorded, now = read_record(out), _stands_on(dataset, prebuilt, generator)
     changed = [name for name in now if recorded.get(name) != now[name]]
     if changed:
         what = {
@@ -110,6 +113,7 @@ def check_record(
             "reference": "the reference is another one",
             "spec": "the conditions have other names, or another text encoder",
             "image_shape": "the images have another shape",
+            "built_on": "the frozen weights of the generator are other ones",
         }
         raise ValueError(
             f"{out} was trained on something else: {'; '.join(what[name] for name in changed)}. Bring back what it was "
@@ -131,13 +135,14 @@ def read_record(out: Path) -> dict[str, Any]:
         raise ValueError(f"{out / RECORD} is damaged or of another irdm ({error!r}). {AGAIN}") from None
 
 
-def _stands_on(dataset: Dataset, prebuilt: RunReference) -> dict[str, Any]:
+def _stands_on(dataset: Dataset, prebuilt: RunReference, generator: Generator) -> dict[str, Any]:
     return {
         # Hashing a prebuilt reference's images again would read all of them; the address stands for them.
         "data_fingerprint": None if prebuilt and prebuilt.has_images else dataset.fingerprint,
         "reference": {"name": prebuilt.name, "address": prebuilt.address} if prebuilt else None,
         "spec": dataset.train.conditions.spec.model_dump(mode="json"),
         "image_shape": list(dataset.image_shape),
+        "built_on": generator.built_on or None,
     }
 
 
@@ -189,6 +194,13 @@ def load_run(run: Path, device: str | None = None) -> LoadedRun:
     record = read_record(run)
     spec, shape = SPECS.validate_python(record["spec"]), tuple(record["image_shape"])
     generator = build_generator(config, shape, spec, restored=True)
+    known = record.get("built_on") or {}
+    if odd := [part for part, found in generator.built_on.items() if known.get(part, found) != found]:
+        place = getattr(config.generator, "model", "its folder")
+        raise ValueError(
+            f"{run} was trained on another {' and '.join(odd)} than {place} has; what was trained is worth nothing "
+            "without. Bring back the files that it began with."
+        )
     restore(generator.trained(), checkpoint.tensors["ema"], run)
     generator = generator.to(device).eval().requires_grad_(False)
     return LoadedRun(

@@ -79,7 +79,7 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> Result |
             if ranks.is_main:
                 claim_run(out, config)
                 held.enter_context(locked(out, "trained"))
-                check_record(out, dataset, prebuilt, say)
+                check_record(out, dataset, prebuilt, generator)
         say(f"{dataset.name}: {len(dataset.train)} training images, {len(dataset.val)} held out; device {device}")
         say_expected(config, dataset, device, ranks.size, begun, say)
 
@@ -111,7 +111,7 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> Result |
                 progress = Progress(**resumed.state["progress"])
                 say(f"resuming after step {progress.step}")
             if ranks.is_main:
-                write_record(out, record_of(config, dataset, battery, reference, prebuilt))
+                write_record(out, record_of(config, dataset, battery, reference, prebuilt, generator))
         del resumed  # its tensors are as large as all of the above
         log = MetricsLog(out / "metrics.jsonl", progress.step, ranks.is_main, say, config.tracker)
 

@@ -23,7 +23,7 @@ from irdm.generators import KleinConfig, MLPConfig
 from irdm.generators.klein_folder import hash_folder
 from irdm.generators.klein_lora import TARGETS, adapters, merged
 from irdm.generators.klein_teacher import load_pipeline
-from irdm.generators.klein_tiny import cached_tiny
+from irdm.generators.klein_tiny import cached_tiny, write_tiny
 from irdm.presets import RunConfig
 from irdm.run import claim_run, load_run, write_record
 
@@ -35,8 +35,8 @@ def run_of(path, **fields):
     config = RunConfig(data=DigitsConfig(), generator=KleinConfig(**fields), evaluation=None, rollout=64)
     claim_run(path, config)
     record = {"spec": KEPT.model_dump(mode="json"), "image_shape": [*SHAPE], "overlap": {"/a/geneval.jsonl": OVERLAP}}
-    write_record(path, record)
     generator = tiny(**fields)
+    write_record(path, {**record, "built_on": generator.built_on})
     with torch.no_grad():
         for name, p in generator.trained().items():
             moved = torch.randn(p.shape, generator=torch.Generator().manual_seed(len(name)))
@@ -232,6 +232,17 @@ def test_wrong_requests_are_refused(full, lora, tmp_path):
     out.mkdir()
     (out / "mine").touch()
     refused("is not an empty folder; give another --out", full, "bfl", out)
+
+
+def test_a_run_is_refused_when_its_base_was_changed(tmp_path):
+    run = run_of(tmp_path / "run", lora_rank=4, model=write_tiny(tmp_path / "klein"))
+    assert load_run(run, "cpu").generator.built_on.keys() == {"transformer", "vae", "text_encoder"}
+    part = tmp_path / "klein" / "transformer"
+    shutil.rmtree(part)
+    shutil.copytree(write_tiny(tmp_path / "other", seed=1) / "transformer", part)
+    with pytest.raises(ValueError, match=r"was trained on another transformer than .*klein has"):
+        load_run(run, "cpu")
+    assert tiny().built_on.keys() == {"vae", "text_encoder"}  # the transformer is trained itself
 
 
 def test_the_command(full, capsys):

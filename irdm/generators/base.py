@@ -27,6 +27,13 @@ class Generator(nn.Module):
         """
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
+    @property
+    def built_on(self) -> dict[str, str]:
+        """Hashes of what it was built from and training leaves as it is, by part: trained weights are worth nothing
+        without. Empty, when there is no such part.
+        """
+        return {}
+
     def look_at(self, conditions: Conditions) -> list[str]:
         """What is worth saying of the conditions that it will be asked for, before training; nothing, as a rule.
 

@@ -137,6 +137,11 @@ class Klein(Generator):
         images = self.vae.decode(F.pixel_shuffle(latents, 2), return_dict=False)[0]
         return to_unit_range(images * 0.5 + 0.5).float()
 
+    @property
+    def built_on(self) -> dict[str, str]:
+        """VAE, text encoder and, below adapters, the transformer."""
+        return {part: found for part, found in self.folder.hashes.items() if part != "transformer" or self.lora_rank}
+
     def divisible(self) -> list[nn.Module]:
         """Block by block, then the transformer."""
         net = self.transformer
