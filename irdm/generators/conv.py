@@ -39,6 +39,8 @@ class ConvConfig(Config):
     """Channels at full resolution, doubled at each halving of the sides up to `most`."""
     most: int = Field(default=32, ge=1, le=2**14)
     """Channels at most, at whatever resolution."""
+    depth: int = Field(default=2, ge=1, le=2**8)
+    """Convolutions at each resolution but the coarsest."""
 
     def build(self, image_shape: tuple[int, int, int], spec: Spec) -> ConvGenerator:
         """A freshly initialised network; the caller seeds torch. Raises ValueError for images that are too large."""
@@ -54,7 +56,7 @@ class ConvGenerator(Generator):
     """`forward(noise [n, z], labels [n] or None) -> images [n, c, h, w]` in (0, 1).
 
     The picture is the sum of one read off the coarse map, so that the layout is learned without the convolutions, and
-    one that these refine. Each refinement is given a map of fresh noise (Karras et al. 2019, arXiv 1812.04948): the
+    one that these refine. Each convolution is given a map of fresh noise (Karras et al. 2019, arXiv 1812.04948): the
     fine texture of cloth or grass is random, and smooth layers cannot make it of a few numbers. Nothing is normalised,
     and sides are doubled bilinearly: neither leaves a checkerboard.
     """
@@ -63,7 +65,7 @@ class ConvGenerator(Generator):
         super().__init__()
         channels, height, width = image_shape
         self.sides = sides(height, width, config.coarsest)
-        self.parts = [config.noise_dim, *(math.prod(size) for size in self.sides[1:])]
+        self.parts = [config.noise_dim, *(math.prod(size) for size in self.sides[1:] for _ in range(config.depth))]
         self.noise_shape = (sum(self.parts),)
         widths = [min(config.most, config.width * 2**i) for i in reversed(range(len(self.sides)))]
         self.embed_noise = nn.Linear(config.noise_dim, config.style)
@@ -72,7 +74,9 @@ class ConvGenerator(Generator):
         self.hidden = nn.ModuleList(nn.Linear(config.style, config.style) for _ in range(config.style_depth - 1))
         self.to_map = nn.Linear(config.style, widths[0] * math.prod(self.sides[0]))
         self.narrow = nn.ModuleList(nn.Conv2d(wide, thin, 1) for wide, thin in pairwise(widths))
-        self.blocks = nn.ModuleList(Block(wide, config.style) for wide in widths[1:])
+        self.blocks = nn.ModuleList(
+            nn.ModuleList(Block(wide, config.style) for _ in range(config.depth)) for wide in widths[1:]
+        )
         self.to_picture = nn.Conv2d(widths[0], channels, 1)
         self.to_detail = nn.Conv2d(widths[-1], channels, 3, padding=1)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # a fifth faster on a CPU
@@ -81,7 +85,8 @@ class ConvGenerator(Generator):
         self, noise: Float[Tensor, "n z"], labels: Int64[Tensor, " n"] | None = None
     ) -> Float[Tensor, "n c h w"]:
         """One network evaluation; all randomness is in `noise`."""
-        whole, *maps = noise.split(self.parts, dim=1)
+        whole, *rest = noise.split(self.parts, dim=1)
+        maps = iter(rest)
         style = self.embed_noise(whole)
         if self.embed_label is not None:
             style = style + self.embed_label(labels)
@@ -90,9 +95,10 @@ class ConvGenerator(Generator):
             style = style + F.silu(layer(style))
         x = self.to_map(style).unflatten(1, (-1, *self.sides[0])).contiguous(memory_format=torch.channels_last)
         picture = enlarged(self.to_picture(x), self.sides[-1])
-        for narrow, block, size, fine in zip(self.narrow, self.blocks, self.sides[1:], maps, strict=True):
+        for narrow, blocks, size in zip(self.narrow, self.blocks, self.sides[1:], strict=True):
             x = enlarged(narrow(x), size)  # narrowed first: a quarter of the work
-            x = block(x, style, fine.unflatten(1, (1, *size)))
+            for block in blocks:
+                x = block(x, style, next(maps).unflatten(1, (1, *size)))
         return torch.sigmoid(picture + self.to_detail(F.silu(x))).contiguous()
 
 

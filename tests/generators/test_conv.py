@@ -25,13 +25,13 @@ def test_contract(shape):
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in generator.parameters())
 
 
-def test_noise_is_global_and_a_map_for_each_refinement():
+def test_noise_is_global_and_a_map_for_each_convolution():
     torch.manual_seed(0)
     generator = ConvConfig(**SMALL).build((1, 28, 28), NoSpec())
-    assert generator.noise_shape == (6 + 14 * 14 + 28 * 28,)
+    assert generator.noise_shape == (6 + 2 * (14 * 14 + 28 * 28),)
     noise = torch.randn(1, *generator.noise_shape)
     moved = noise.clone()
-    moved[0, 6 + 14 * 14 + 10 * 28 + 20] += 1  # the finest map, row 10, column 20
+    moved[0, 6 + 2 * 14 * 14 + 28 * 28 + 10 * 28 + 20] += 1  # the finest map, row 10, column 20
     with torch.no_grad():
         rows, columns = (generator(moved) - generator(noise))[0, 0].abs().gt(1e-7).nonzero().T.tolist()
     assert rows and max(abs(row - 10) for row in rows) <= 2 and max(abs(column - 20) for column in columns) <= 2
@@ -53,14 +53,23 @@ def test_every_field_is_used():
     def size(**fields):
         return sum(p.numel() for p in ConvConfig(**fields).build((1, 28, 28), classes(10)).parameters())
 
-    changes = [{}, {"noise_dim": 8}, {"style": 64}, {"style_depth": 2}, {"coarsest": 4}, {"width": 8}, {"most": 16}]
+    changes = [
+        {},
+        {"noise_dim": 8},
+        {"style": 64},
+        {"style_depth": 2},
+        {"coarsest": 4},
+        {"width": 8},
+        {"most": 16},
+        {"depth": 1},
+    ]
     assert len({size(**change) for change in changes}) == len(changes)
 
 
 def test_without_a_condition_noise_is_all_there_is():
     generator = ConvConfig(**SMALL).build((1, 16, 16), NoSpec())
     assert (
-        generator(torch.randn(3, 6 + 16 * 16)).shape == (3, 1, 16, 16)
+        generator(torch.randn(3, *generator.noise_shape)).shape == (3, 1, 16, 16)
         and "embed_label.weight" not in generator.trained()
     )
 
