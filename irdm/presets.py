@@ -115,8 +115,8 @@ class RunConfig(Config):
             )
         if self.shard and self.graph_memory_gib:
             raise ValueError(
-                f"graph_memory_gib is {self.graph_memory_gib:g}, but divided weights (shard) are whole only while a block "
-                "computes, so no graph is kept; leave it unset."
+                f"graph_memory_gib is {self.graph_memory_gib:g}, but divided weights (shard) are whole only while a "
+                "block computes, so no graph is kept; leave it unset."
             )
         return self
 
@@ -250,7 +250,7 @@ def klein_tiny() -> RunConfig:
         preset="klein-tiny",
         data=CaptionedConfig(path=(Path("captioned"),), size=32, embedder="minilm"),
         battery=LocalBatteryConfig(steps=50),
-        generator=KleinConfig(),
+        generator=KleinConfig(length=96),  # a token a byte
         distance=NystromMMDConfig(landmarks=256, bandwidths=(0.25, 0.5, 1.0, 2.0)),
         controller=ControllerConfig(kind="uniform"),
         evaluation=EvaluationConfig(draws=1, directions=64, rff_features=256, resamples=8, ladder=0),
