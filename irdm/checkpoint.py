@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from irdm.files import MANIFEST, misfits, read_sealed, read_tensors, sealed_folder, write_tensors
+from irdm.ops.shards import divided_like
 
 UNUSABLE = "This checkpoint is not usable."
 
@@ -131,10 +132,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, names: Sequence[str], tenso
         slot, _, name = key.partition(".")
         if name not in index:
             raise ValueError(f"The optimizer's state has {key}, but there is no parameter '{name}' to train.")
-        shape = parameters[index[name]].shape
-        if tensor.ndim and tensor.shape != shape:  # scalars count steps
-            raise ValueError(f"The optimizer's state has {key} {list(tensor.shape)}, expected {list(shape)}.")
-        state.setdefault(index[name], {})[slot] = tensor
+        parameter = parameters[index[name]]
+        if tensor.ndim and tensor.shape != parameter.shape:  # scalars count steps
+            raise ValueError(f"The optimizer's state has {key} {list(tensor.shape)}, expected {list(parameter.shape)}.")
+        state.setdefault(index[name], {})[slot] = divided_like(tensor, parameter) if tensor.ndim else tensor
     if state and (left := [name for name in names if index[name] not in state]):
         raise ValueError(f"The optimizer's state has nothing of the parameter(s) {', '.join(left[:5])}.")
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
@@ -150,7 +151,7 @@ def restore(live: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: Pa
         listed = "\n  ".join(odd[:10]) + ("\n  ..." if len(odd) > 10 else "")
         raise ValueError(f"{where} holds the weights of another network:\n  {listed}")
     for name, tensor in live.items():
-        tensor.copy_(tensors[name])
+        tensor.copy_(divided_like(tensors[name], tensor))
 
 
 def _folders(folder: Path) -> list[Path]:

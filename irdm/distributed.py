@@ -1,4 +1,4 @@
-"""Several processes as one: rows are divided, features gathered, gradients summed.
+"""Several processes as one: rows are divided, perhaps weights too; features are gathered, gradients summed.
 
 Started by `torchrun`; alone, every operation is the identity. The gradient is that of one process, to rounding.
 """
@@ -8,15 +8,18 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
+from irdm.ops.shards import divide, whole
+
+BUCKET = 2**26  # numbers of gradients in one message
 PATIENCE = timedelta(days=1)  # how long ranks wait for one that fits encoders, builds a reference or judges alone
 Result = TypeVar("Result")
 
@@ -33,7 +36,7 @@ class Ranks:
 
     def __init__(self, rank: int = 0, size: int = 1, device: str = "cpu") -> None:
         """Alone, unless told otherwise; `start` asks torchrun."""
-        self.rank, self.size, self.device = rank, size, device
+        self.rank, self.size, self.device, self.divided = rank, size, device, False
         self._told: list[Exception] = []
 
     @classmethod
@@ -72,11 +75,56 @@ class Ranks:
         together = torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
         return together, slice(start, start + len(rows))
 
-    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Replace every gradient with the sum over ranks, in one message."""
-        if self.size == 1:
+    def check(self, rollout: int, shard: bool) -> None:
+        """Raises ValueError for a rollout that the ranks cannot share; divided weights want equal shares."""
+        if rollout < self.size:
+            raise ValueError(f"The rollout is {rollout}, but there are {self.size} ranks: one image each.")
+        if shard and rollout % self.size:
+            raise ValueError(
+                f"The rollout is {rollout}, which {self.size} ranks do not share equally; while weights are divided "
+                f"(--shard) each must draw as often. Take {rollout - rollout % self.size}."
+            )
+
+    def divide(self, modules: Sequence[nn.Module], name: str) -> None:
+        """Divide the parameters of modules over the ranks, the last holding the others; one rank keeps them whole.
+
+        Raises ValueError for a network, of this name, that names none.
+        """
+        if not modules:
+            raise ValueError(f"The generator '{name}' cannot be divided over processes; leave --shard out.")
+        if self.size > 1:
+            divide(modules, torch.device(self.device).type)
+            self.divided = True
+
+    def whole(self, groups: Mapping[str, Mapping[str, Tensor]]) -> Mapping[str, Mapping[str, Tensor]]:
+        """Tensors by group and name, those that are divided put together on the main rank, on the CPU, one at a time.
+
+        Every rank must call this; the others receive nothing.
+        """
+        if not self.divided:
+            return groups
+        found: dict[str, dict[str, Tensor]] = {group: {} for group in groups}
+        for group, tensors in groups.items():
+            for name, tensor in tensors.items():
+                together = _call(whole, tensor)
+                if self.is_main:
+                    found[group][name] = together.cpu()
+        return found
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace every gradient with the sum over ranks, in messages of some size; divided ones are sums already."""
+        if self.size == 1 or self.divided:
             return
-        parameters = list(parameters)
+        bucket: list[nn.Parameter] = []
+        for parameter in parameters:
+            bucket.append(parameter)
+            if sum(p.numel() for p in bucket) >= BUCKET:
+                self._sum(bucket)
+                bucket = []
+        if bucket:
+            self._sum(bucket)
+
+    def _sum(self, parameters: Sequence[nn.Parameter]) -> None:
         flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in parameters])
         _call(dist.all_reduce, flat)
         for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
@@ -119,9 +167,9 @@ class Ranks:
         return result  # type: ignore[return-value]
 
 
-def _call(collective: Callable, *arguments) -> None:
+def _call(collective: Callable, *arguments):
     try:
-        collective(*arguments)
+        return collective(*arguments)
     except RuntimeError as error:
         raise PeerLost(
             f"Another rank failed or was killed; its own message says why ({error}).".splitlines()[0]

@@ -8,9 +8,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from irdm.ops.shards import divided_like, own
+
 
 class EMA:
-    """Averages of parameters by name, on their devices. With decay None it is off: the average is the parameter."""
+    """Averages of parameters by name, on their devices and divided as they are. With decay None it is off: the average
+    is the parameter.
+    """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float | None):
         self.parameters, self.decay = dict(parameters), decay
@@ -21,7 +25,8 @@ class EMA:
         """Move towards the parameters. The decay is at most (1 + step) / (10 + step), for a quick start."""
         if self.decay is not None:
             decay = min(self.decay, (1 + step) / (10 + step))
-            torch._foreach_lerp_(list(self.averages.values()), list(self.parameters.values()), 1 - decay)
+            sides = ([own(tensor) for tensor in side.values()] for side in (self.averages, self.parameters))
+            torch._foreach_lerp_(*sides, 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -39,9 +44,11 @@ class EMA:
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """Continue from `state_dict`."""
         for name, average in self.averages.items():
-            average.copy_(tensors[name])
+            average.copy_(divided_like(tensors[name], average))
 
     def _swap(self) -> None:
         for name, average in self.averages.items():
-            parameter = self.parameters[name]
-            parameter.data, average.data = average.data, parameter.data
+            one, other = own(average), own(self.parameters[name])
+            held = one.clone()
+            one.copy_(other)
+            other.copy_(held)

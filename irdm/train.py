@@ -62,17 +62,19 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> Result |
     with ExitStack() as held:
         # What can be found out is found out before anything is written.
         require(config.tracker)
-        if config.rollout < ranks.size:
-            raise ValueError(f"The rollout is {config.rollout}, but there are {ranks.size} ranks: one image each.")
+        ranks.check(config.rollout, config.shard)
         dataset = ranks.main_first(config.data.build)
         with ranks.together():
             conditions = dataset.train.conditions
             check_floors(config, len(dataset.val))
             begun = any((out / "checkpoints").glob("step-*"))
             generator = build_generator(config, dataset.image_shape, conditions.spec, restored=begun).to(device)
+            if config.shard:
+                ranks.divide(generator.divisible(), config.generator.kind)
             prebuilt = open_run_reference(config, dataset, device)
             if ranks.is_main:
-                notes = dataset.notes if prebuilt else check_real(dataset, fewest=MIN_FLOOR_ROWS, progress=say)
+                looked_at = prebuilt is not None and prebuilt.has_images
+                notes = dataset.notes if looked_at else check_real(dataset, fewest=MIN_FLOOR_ROWS, progress=say)
                 for note in [*generator.look_at(conditions), *notes]:
                     say(note)
         with ranks.together():
@@ -91,7 +93,7 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> Result |
             reference = build_training(config, dataset, battery, prebuilt, device, ranks, say)
             objective = Objective(reference.distances, reference.floors, self_normalise=config.self_normalise)
             controller = Controller(config.controller, reference.floors)
-            judged = config.evaluation if ranks.is_main else None
+            judged = config.evaluation if ranks.is_main or ranks.divided else None  # what is divided draws together
             check = QuickCheck(dataset, battery, judged, device=device) if judged else None
 
         # The moving side: generator, optimizer, average.
@@ -116,22 +118,18 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> Result |
         log = MetricsLog(out / "metrics.jsonl", progress.step, ranks.is_main, say, config.tracker)
 
         def save() -> None:
+            tensors = {"generator": {name: p.detach() for name, p in trained.items()}, "ema": ema.state_dict()}
+            whole = ranks.whole({**tensors, "training": optimizer_tensors(optimizer, names)})
             with ranks.together():
                 if ranks.is_main:
-                    tensors = {
-                        "generator": {name: p.detach() for name, p in trained.items()},
-                        "ema": ema.state_dict(),
-                        "training": optimizer_tensors(optimizer, names),
-                    }
                     state = {"progress": asdict(progress), "controller": controller.state_dict()}
-                    save_checkpoint(out / "checkpoints", progress.step, tensors, state, config.keep_checkpoints)
+                    save_checkpoint(out / "checkpoints", progress.step, whole, state, config.keep_checkpoints)
 
         share = ranks.share(config.rollout)
         size = share.stop - share.start
-        budget = None if config.graph_memory_gib is None else int(config.graph_memory_gib * 2**30)
         encoders = {name: battery.encoders[name] for name in battery.held_in}
         versions = generator.buffer_versions()
-        cache = GradientCache(encoders, min(config.micro_batch or size, size), budget)
+        cache = GradientCache(encoders, min(config.micro_batch or size, size), config.graph_bytes)
         resumed_at, resumed_clock, last_line = progress.step, time.monotonic(), 0.0
 
         with interruptible() as interrupted:
@@ -190,7 +188,8 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> Result |
                         picture = sample_grid(
                             generator, conditions.spec, dataset.image_shape, config.seed, cache.micro_batch, device
                         )
-                    save_png(out / "samples" / f"step-{done:08d}.png", picture)
+                    if ranks.is_main:
+                        save_png(out / "samples" / f"step-{done:08d}.png", picture)
                 rate = (done - resumed_at) * config.rollout / (time.monotonic() - resumed_clock)
                 line |= {"images_per_second": rate, "core_seconds": progress.core_seconds}
                 if looking or skip or done % config.log_every == 0:

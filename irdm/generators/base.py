@@ -27,6 +27,18 @@ class Generator(nn.Module):
         """
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
+    def divisible(self) -> list[nn.Module]:
+        """Modules with all trained parameters, which may be divided over processes; one that holds others comes last.
+
+        None, when the network cannot be divided.
+        """
+        return []
+
+    @property
+    def bytes_aside(self) -> int:
+        """Of networks that are none of its modules, and that it loads when they are first needed."""
+        return 0
+
     @property
     def built_on(self) -> dict[str, str]:
         """Hashes of what it was built from and training leaves as it is, by part: trained weights are worth nothing
