@@ -239,6 +239,17 @@ def test_without_common_captions_all_images_are_one_group(tmp_path):
     assert "One row a condition, the first 10" in Page(write_report(tmp_path).read_text()).text
 
 
+def test_each_picture_of_a_text_has_that_text_below_it(tmp_path):
+    write_result(tmp_path / "result.json", fake_result())
+    images, sides = np.zeros((4, 3, 8, 8), np.uint8), [[f"{side} <b>{i}</b>" for i in range(4)] for side in "gr"]
+    sides[1][0] = sides[0][0]  # one text in common makes no row of it
+    texts = {"generated_captions": np.array(sides[0]), "real_captions": np.array(sides[1])}
+    np.savez(tmp_path / "samples.npz", generated=images, real=images, **texts)
+    text = write_report(tmp_path).read_text()
+    assert "without any selection" in text and "<b>1</b></small>" not in text, "escaped"
+    assert all(f"{side} &lt;b&gt;{i}&lt;/b&gt;</small>" in text for side, i in (("g", 0), ("g", 3), ("r", 1), ("r", 3)))
+
+
 def test_the_page_loads_nothing(tmp_path):
     text = write_report(fake_run(tmp_path / "digits", steps=24)).read_text()
     assert all(source.startswith("data:") for source in Page(text).sources)

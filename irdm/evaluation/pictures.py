@@ -29,7 +29,8 @@ images beside theirs."""
 
 
 def gallery(generated: Split, real: Split | None, per_class: int = 10, seed: int = 0) -> dict[str, NDArray]:
-    """Images of each class, of many classes of some evenly spaced; without classes, random ones.
+    """Images of each class, of many classes of some evenly spaced; without classes, random ones; of captions, random
+    ones beside real images of the same captions as far as there are any.
 
     Args:
         generated: the judged images.
@@ -46,6 +47,8 @@ def gallery(generated: Split, real: Split | None, per_class: int = 10, seed: int
     if real is None:
         return arrays | {"real": images[:0], "real_captions": _texts([])}
     beside = _chosen(real, per_class, seed)
+    if generated.conditions.spec.free_text and real.conditions.spec.free_text:
+        beside = _of_captions(real, arrays["generated_captions"].tolist(), beside)
     return arrays | {"real": _pixels(real.read(beside)), "real_captions": _texts(real.conditions[beside].captions())}
 
 
@@ -80,7 +83,7 @@ def write_samples(path: Path, arrays: dict[str, NDArray]) -> None:
 def _chosen(split: Split, per_class: int, seed: int) -> Int64[Tensor, " n"]:
     """Rows to show, class by class."""
     groups, most = ROOM[max(split.image_shape[1:]) > LARGE]
-    each, strata = min(per_class, most), split.conditions.strata
+    each, strata = min(per_class, most), None if split.conditions.spec.free_text else split.conditions.strata
     order = torch.randperm(len(split), generator=generator_for("gallery", seed))
     if strata is None:
         return order[: split.at_once(each * each)].sort().values
@@ -88,6 +91,17 @@ def _chosen(split: Split, per_class: int, seed: int) -> Int64[Tensor, " n"]:
     steps = torch.linspace(0, len(there) - 1, min(groups, len(there)), dtype=torch.float64).round().long()
     rows = torch.cat([order[strata.cpu()[order] == stratum][:each].sort().values for stratum in there[steps]])
     return rows[:: -(-len(rows) // split.at_once(len(rows)))]
+
+
+def _of_captions(real: Split, wanted: Sequence[str], others: Int64[Tensor, " k"]) -> Int64[Tensor, " n"]:
+    """A row of each wanted caption, and others in place of those that are not there; at most as many as are wanted."""
+    left: dict[str, list[int]] = {}
+    for row, caption in enumerate(_texts(real.conditions.captions()).tolist()):
+        left.setdefault(caption, []).append(row)
+    found = [left[caption].pop(0) if left.get(caption) else None for caption in wanted]
+    spare = iter(row for row in others.tolist() if row not in found)
+    rows = [row if row is not None else next(spare, None) for row in found]
+    return torch.tensor([row for row in rows if row is not None], dtype=torch.int64)
 
 
 def _pixels(images: Tensor) -> UInt8[np.ndarray, "n c h w"]:

@@ -13,6 +13,7 @@ from irdm.metrics.diversity import duplicates, vendi
 from irdm.metrics.frechet_distance import frechet_distances
 from irdm.metrics.frechet_infinity import frechet_infinity
 from irdm.metrics.inception_score import inception_score
+from irdm.metrics.joint import joint_ratio
 from irdm.metrics.kernel_distance import cmmd, kernel_distances
 from irdm.metrics.manifold import precision_recall_density_coverage
 from irdm.metrics.memorisation import memorisation
@@ -37,6 +38,7 @@ METRICS: dict[str, Metric] = {
     "duplicates": duplicates,
     "vendi": vendi,
     "label_accuracy": label_accuracy,
+    "joint_ratio": joint_ratio,
 }
 
 __all__ = [

@@ -37,12 +37,16 @@ def image_uris(images: UInt8[np.ndarray, "n h w c"], budget: float) -> list[str]
 
 
 def gallery(samples: Mapping[str, NDArray]) -> dict[str, Any] | None:
-    """Generated beside real images: a row a caption that both have, or one row of all where they share none."""
+    """Generated beside real images: a row a caption where both have most of them, or else one row of all.
+
+    In one row of all each image has its own caption, if it has one.
+    """
     if not samples or not len(samples["generated"]):
         return None
     large = max(samples["generated"].shape[1:3]) > LARGE
     captions = list(dict.fromkeys(samples["generated_captions"].tolist()))
-    groups = len(captions) > 1 and not set(captions).isdisjoint(samples["real_captions"].tolist())
+    common = set(captions) & set(samples["real_captions"].tolist())
+    groups = len(captions) > 1 and 2 * len(common) >= len(captions)
     most, each = (12, 5) if large else (20, 10)
     columns = each if groups else 4 if large else 8
     each = each if groups else columns * (4 if large else 8)
@@ -54,6 +58,7 @@ def gallery(samples: Mapping[str, NDArray]) -> dict[str, Any] | None:
         for side in ("generated", "real"):
             images = samples[side] if caption is None else samples[side][samples[f"{side}_captions"] == caption]
             row[side] = image_uris(images[:each], GALLERY_BYTES / (2 * each * len(wanted)))
+            row[f"{side}_captions"] = samples[f"{side}_captions"][:each].tolist() if caption is None else []
         rows.append(row)
     said = max(len(row["caption"]) for row in rows)
     return {

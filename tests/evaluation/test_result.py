@@ -10,7 +10,7 @@ import torch
 from metrics.tables import gaussian, real_side, table
 from tiny_reference import tiny_battery
 
-from irdm.conditions import Classes, Unconditional
+from irdm.conditions import Classes, Prompts, PromptSpec, Unconditional
 from irdm.data import DigitsConfig
 from irdm.data.base import TensorSplit
 from irdm.evaluation import closest_pairs, evaluate_tables, gallery, read_result, write_result, write_samples
@@ -78,6 +78,20 @@ def test_the_gallery_shows_ten_of_each_class_beside_real_ones(tmp_path):
     write_samples(tmp_path / "samples.npz", shown)
     with np.load(tmp_path / "samples.npz", allow_pickle=False) as file:
         assert {name: file[name].tolist() for name in file.files} == {k: v.tolist() for k, v in shown.items()}
+
+
+def test_the_gallery_of_captions_shows_real_images_of_the_same_texts():
+    spec = PromptSpec(embedder="none", width=1, sources=("a", "b"))
+
+    def split(texts):
+        images = torch.arange(len(texts))[:, None, None, None].expand(-1, 3, 4, 4) / 255
+        return TensorSplit(images, Prompts(texts, None, torch.arange(len(texts)) % 2, spec))
+
+    judged, real = split(["x", "y", "z", "x"]), split(["q", "x", "z", "x", "r"])
+    shown = gallery(judged, real)
+    pairs = dict(zip(shown["generated"][:, 0, 0, 0].tolist(), shown["real"][:, 0, 0, 0].tolist(), strict=True))
+    assert pairs[2] == 2 and {pairs[0], pairs[3]} == {1, 3} and pairs[1] in (0, 4)
+    assert shown["real_captions"].tolist().count("x") == 2
 
 
 def test_the_gallery_of_many_classes_large_images_or_none(tmp_path):
