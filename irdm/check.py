@@ -17,8 +17,9 @@ from pathlib import Path
 import torch
 
 from irdm.build import resolve_device
-from irdm.conditions import ClassSpec, Spec
-from irdm.data import Dataset
+from irdm.cards import Cards, ways
+from irdm.conditions import ClassSpec, PromptSpec, Spec
+from irdm.data import CaptionedConfig, Dataset
 from irdm.data.base import Shape
 from irdm.encoders.lite import LITE, require_shipped
 from irdm.encoders.panel import PanelBatteryConfig, entries
@@ -34,11 +35,15 @@ from irdm.store.reference import StoredReference
 BYTES_A_PARAMETER = 16  # a checkpoint holds float32 weights, their average and two moments
 SPARE = 64 * 2**20  # the battery, samples, metrics and the report
 GIB = 2**30
+TAU = 1152  # numbers of SigLIP2's text embedding
 DAY = 86_400.0  # seconds
 
 
-def check(config: RunConfig, out: Path) -> Iterator[tuple[str, bool, str]]:
-    """(what, whether it is there, what was found or how to mend it), one after the other; none stops the rest."""
+def check(config: RunConfig, out: Path, cards: Cards | None = None) -> Iterator[tuple[str, bool, str]]:
+    """(what, whether it is there, what was found or how to mend it), one after the other; none stops the rest.
+
+    With `cards`, what the run would take on those is said too, whatever there is here.
+    """
     needs = Needs(config, out)
     looks: dict[str, Callable[[], str]] = {
         "packages": needs.packages,
@@ -56,6 +61,8 @@ def check(config: RunConfig, out: Path) -> Iterator[tuple[str, bool, str]]:
         looks["weights"] = needs.weights
     if needs.panel or needs.shipped:
         looks["encoders"] = needs.encoders
+    if cards:
+        looks["cards"] = lambda: "\n".join(ways(config, *needs.shape, cards))
     said: dict[str, str] = {}
     for name, look in looks.items():
         try:
@@ -86,6 +93,8 @@ class Needs:
         except (ValueError, OSError):
             if self.panel is None or not (size := getattr(self.config.data, "size", None)):
                 raise
+            if isinstance(self.config.data, CaptionedConfig):
+                return (3, size, size), PromptSpec(embedder=self.config.data.embedder, width=TAU)
             return (3, size, size), ClassSpec(names=tuple(map(str, range(1000))))
 
     @property

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from irdm.encoders import AnyBattery, FittedBatteryConfig, IdentityBatteryConfig
 from irdm.encoders.panel import entries
 from irdm.evaluation.defects import DEFECTS
 from irdm.evaluation.sensitivity import ladder_rows
-from irdm.generators import AnyGenerator, PixelMeanFlowConfig
+from irdm.generators import AnyGenerator, KleinConfig
 from irdm.gradcache import GradientCache
 from irdm.metrics.sliced_wasserstein import COARSE, SlicedTarget
 from irdm.presets import SMOKE_IMAGES, RunConfig
@@ -42,11 +42,15 @@ TRIAL = 10_000  # images of a run that is over at once
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one network: its parameters, and for one image the operations forward and the bytes kept for the way back."""
+    """Of one network: its parameters, and for one image the operations forward and the bytes kept for the way back.
+
+    `frozen`: bytes of a generator's weights that are not trained.
+    """
 
     parameters: float
     flops: float
     graph_bytes: float
+    frozen: float = 0.0
 
 
 def _cost(megaparameters: float, gigaflops: float, megabytes: float) -> Cost:
@@ -106,11 +110,17 @@ def _run(network: nn.Module, inputs: Sequence[Tensor], rows: int) -> tuple[int, 
 
 
 def generator_cost(config: AnyGenerator, image_shape: Shape, spec: Spec) -> Cost:
-    """A generator, from its configuration. Raises ValueError for one that cannot draw such images."""
+    """A generator, from its configuration: the parameters that are trained, and bytes of the others.
+
+    Raises ValueError for one that cannot draw such images.
+    """
     conditions = [tensor.to("meta") for tensor in spec.each(1, 1).inputs().values()]
     with torch.device("meta"):
         network = config.build(image_shape, spec)
-        return count(network, torch.empty(1, *network.noise_shape), *conditions)
+        trained = sum(parameter.numel() for parameter in network.trained().values())
+        every = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
+        cost = count(network, torch.empty(1, *network.noise_shape), *conditions)
+    return replace(cost, parameters=trained, frozen=every - FLOAT * trained + network.bytes_aside)
 
 
 def encoder_costs(config: AnyBattery, image_shape: Shape, spec: Spec) -> dict[str, tuple[Cost, int]]:
@@ -146,9 +156,14 @@ class Estimate:
     flops: float
 
 
-def estimate(config: RunConfig, image_shape: Shape, spec: Spec, ranks: int = 1) -> Estimate:
-    """A step of a run. Letters of method.md: N images a step, m landmarks, d features."""
-    generator = generator_cost(config.generator, image_shape, spec)
+def estimate(
+    config: RunConfig, image_shape: Shape, spec: Spec, ranks: int = 1, generator: Cost | None = None
+) -> Estimate:
+    """A step of a run, whose generator may have been counted before.
+
+    Letters of method.md: N images a step, m landmarks, d features.
+    """
+    generator = generator or generator_cost(config.generator, image_shape, spec)
     encoders = encoder_costs(config.battery, image_shape, spec)
     held_in = getattr(config.battery, "held_in", tuple(encoders))
     trained = [encoders[name] for name in held_in if name in encoders]
@@ -156,8 +171,12 @@ def estimate(config: RunConfig, image_shape: Shape, spec: Spec, ranks: int = 1) 
     joint = spec.width if config.joint else 0
     widths = sum(dim + joint for _, dim in trained)
     micro_batch = min(config.micro_batch or config.rollout, -(-config.rollout // ranks))
+    divided = ranks if config.shard else 1
+    averaged = config.ema_decay is not None
+    held = f"weights, {'average, ' * averaged}moments, gradient"
     memory = {
-        "weights, average, moments, gradient": 5 * FLOAT * generator.parameters,
+        held: (4 + averaged) * FLOAT * generator.parameters / divided,
+        "frozen weights": generator.frozen,
         "encoders": FLOAT * sum(cost.parameters for cost, _ in encoders.values()),
         "half-precision weights of one encoder": 2 * max(cost.parameters for cost, _ in trained),
         "references": FLOAT * widths * getattr(config.distance, "landmarks", 0),
@@ -167,12 +186,16 @@ def estimate(config: RunConfig, image_shape: Shape, spec: Spec, ranks: int = 1) 
     }
     if not isinstance(config.battery, PanelBatteryConfig):
         del memory["half-precision weights of one encoder"]
-    if ranks > 1:
+    if ranks > 1 and not config.shard:
         memory["gradient on its way"] = FLOAT * generator.parameters
-    recomputed = isinstance(config.generator, PixelMeanFlowConfig) and config.generator.gradient_checkpointing
+    recomputed = getattr(config.generator, "gradient_checkpointing", False)
+    few = generator.frozen > FLOAT * generator.parameters  # adapters: most weights have no gradient of their own
+    half = getattr(config.generator, "precision", "float32") == "bfloat16" and not few
+    if half and isinstance(config.generator, KleinConfig):  # rounded as they are used, and kept unless recomputed
+        memory["rounded weights"] = 2 * generator.parameters / (10 if recomputed else 1)
     # Pass 1 forward; pass 3 forward and backward, where the generator's weights and inputs both have a gradient and the
     # encoders only hand one on. Held-out encoders run at checks alone.
-    image = (5 if recomputed else 4) * generator.flops + 3 * sum(cost.flops for cost, _ in trained)
+    image = (4 + recomputed - few) * generator.flops + 3 * sum(cost.flops for cost, _ in trained)
     compared = sum(distance_flops(config.distance, config.rollout, dim + joint) for _, dim in trained)
     return Estimate(generator.parameters, memory, config.rollout * image + compared)
 

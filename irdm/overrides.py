@@ -50,7 +50,8 @@ def others(prefix: str = "") -> Any:
 def own_options(model: type[BaseModel]) -> dict[str, FieldInfo]:
     """The fields of a command that are given by name."""
     fields = model.model_fields.items()
-    return {name: field for name, field in fields if not mark(field, "word") and mark(field, "others") is None}
+    own = (item for item in fields if not mark(item[1], "word") and mark(item[1], "others") is None)
+    return {field.alias or name: field for name, field in own}  # `for` is no name of an attribute
 
 
 def split_options(tokens: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:

@@ -22,6 +22,7 @@ LAYERS = (
     {"reference"},
     {"presets", "compare", "report"},
     {"build", "estimate"},
+    {"cards"},
     {"run", "check"},
     {"against"},
     {"train", "sample", "export", "render"},

@@ -138,6 +138,11 @@ class Klein(Generator):
         return to_unit_range(images * 0.5 + 0.5).float()
 
     @property
+    def bytes_aside(self) -> int:
+        """The text encoder, where there is no store of contexts."""
+        return 0 if self.texts.store else self.texts.encoder.parameters * self.dtype.itemsize
+
+    @property
     def built_on(self) -> dict[str, str]:
         """VAE, text encoder and, below adapters, the transformer."""
         return {part: found for part, found in self.folder.hashes.items() if part != "transformer" or self.lora_rank}

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
-from irdm.files import hash_of, sha256_of
+from irdm.files import cache_dir, hash_of, replaced_folder, sha256_of
 from irdm.generators.klein_tiny import cached_tiny
 
 if TYPE_CHECKING:
@@ -23,6 +24,32 @@ PIPELINE = "Flux2KleinPipeline"
 PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
 FETCH = "Fetch it whole: hf download black-forest-labs/FLUX.2-klein-4B --local-dir DIR, and give --generator.model DIR."
 PATCH = 2  # latents along a side of a token
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "transformer": {
+        "in_channels": 128,
+        "num_layers": 5,
+        "num_single_layers": 20,
+        "attention_head_dim": 128,
+        "num_attention_heads": 24,
+        "joint_attention_dim": 7680,
+        "axes_dims_rope": [32, 32, 32, 32],
+        "guidance_embeds": False,
+    },
+    "vae": {"block_out_channels": [128, 256, 512, 512], "latent_channels": 32},
+    "text_encoder": {
+        "model_type": "qwen3",
+        "num_hidden_layers": 36,
+        "hidden_size": 2560,
+        "intermediate_size": 9728,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151936,
+    },
+    "tokenizer": {},
+    "scheduler": {},
+}
+"""The sizes of klein 4B."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +101,7 @@ class KleinFolder:
     def _load(self, kind: Any, part: str, dtype: torch.dtype) -> Any:
         path = self.path / part
         if torch.empty(0).is_meta:
-            return kind.from_config(kind.load_config(path)).to(dtype)
+            return nn.Module.to(kind.from_config(kind.load_config(path)), dtype)
         try:
             with warnings.catch_warnings():  # of the name of an argument, which changes between versions
                 warnings.simplefilter("ignore", FutureWarning)
@@ -122,6 +149,18 @@ def open_folder(model: Path) -> KleinFolder:
                 f"The parts of {path} are of different models: the transformer takes {wanted} {what}, and gets {found}."
                 f" {FETCH}"
             )
+    return folder
+
+
+def published_sizes() -> Path:
+    """A folder with the sizes of klein 4B alone, in irdm's cache: what a run will cost is known without its weights."""
+    folder = cache_dir() / "klein-4b-sizes-1"
+    if not folder.is_dir():
+        with replaced_folder(folder) as partial:
+            for part, sizes in PUBLISHED.items():
+                (partial / part).mkdir()
+                (partial / part / "config.json").write_text(json.dumps(sizes))
+            (partial / "model_index.json").write_text(json.dumps({"_class_name": PIPELINE, "is_distilled": True}))
     return folder
 
 

@@ -79,6 +79,14 @@ class ContextEncoder:
             raise ValueError(f"{path} lacks {', '.join(missing[:5])}; it is not whole. Fetch it again.")
         return network.eval().requires_grad_(False)
 
+    @property
+    def parameters(self) -> int:
+        """Numbers of the layers that are needed and of the table of tokens; norms are left out."""
+        config = _config(self.folder / "text_encoder")
+        heads = config["num_attention_heads"] + config["num_key_value_heads"]
+        layer = 2 * heads * config["head_dim"] + 3 * config["intermediate_size"]
+        return config["hidden_size"] * (KEPT * layer + config["vocab_size"])
+
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What decides the numbers: weights, tokenizer, template, layers, precision; the length stands beside it."""

@@ -1,0 +1,106 @@
+"""What klein takes on cards that are named: the counted 4B against the specification's figures, and the knobs."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from irdm.cards import KINDS, cards_of, ways
+from irdm.cli import main
+from irdm.conditions import NoSpec, PromptSpec
+from irdm.estimate import estimate, generator_cost
+from irdm.fields import UsageError
+from irdm.generators import KleinConfig
+from irdm.generators.klein_folder import published_sizes
+from irdm.generators.klein_tiny import cached_tiny
+from irdm.presets import PRESETS
+from irdm.text.contexts import ContextEncoder
+
+SPEC = PromptSpec(embedder="none", width=1152)
+SHAPE = (3, 512, 512)
+TINY = (3, 32, 32)
+
+
+def test_cards_are_named_by_number_and_kind():
+    eight, one = cards_of("8xH200"), cards_of("h200")
+    assert (eight.count, eight.kind, one.count) == (8, "H200", 1)
+    assert eight.memory == 141e9 and 400e12 < eight.rate < 989e12
+    for wrong in ("8xH2O", "0xH200", "x", "8x"):
+        with pytest.raises(UsageError, match="--for is"):
+            cards_of(wrong)
+    assert all(cards_of(kind) for kind in KINDS)
+
+
+def test_the_published_model_has_its_size_and_takes_what_it_was_measured_to_take():
+    """45 TFLOP an image with recomputation (forward 6.93, of the decoder 2.52); 62 GB of weights and moments."""
+    run = PRESETS["klein"]()
+    generator = run.generator.model_copy(update={"model": published_sizes()})
+    cost = generator_cost(generator, SHAPE, SPEC)
+    assert cost.parameters == 3_875_544_576
+    assert cost.flops == pytest.approx(6.93e12 + 2.52e12, rel=0.05)  # attention is not counted
+    assert cost.graph_bytes == pytest.approx((0.17 + 0.40) * 2**30, rel=0.05)
+    run = run.model_copy(update={"generator": generator})
+    one, eight, divided = (
+        estimate(run.model_copy(update={"shard": shard}), SHAPE, SPEC, ranks, cost)
+        for ranks, shard in ((1, False), (8, False), (8, True))
+    )
+    weights = "weights, moments, gradient"  # no average
+    assert one.memory[weights] == eight.memory[weights] == pytest.approx(62e9, rel=0.01)
+    assert divided.memory[weights] == pytest.approx(62e9 / 8, rel=0.01)
+    assert one.memory["frozen weights"] == pytest.approx(0.17e9 + 6.2e9, rel=0.1)  # VAE, and 27 layers of Qwen3-4B
+    assert 40e12 < one.flops / run.rollout < 80e12  # 45, and the encoders
+
+
+def test_adapters_of_the_published_model():
+    with torch.device("meta"):
+        network = KleinConfig(model=published_sizes(), lora_rank=64, precision="bfloat16").build(SHAPE, SPEC)
+    assert sum(p.numel() for p in network.trained().values()) / 1e6 == pytest.approx(96.3, abs=0.1)
+    assert network.bytes_aside == pytest.approx(6.2e9, rel=0.1)
+
+
+def test_the_text_encoder_is_counted_from_its_configuration():
+    encoder = ContextEncoder(cached_tiny(), 48)
+    found = sum(p.numel() for name, p in encoder.network.named_parameters() if "norm" not in name)
+    assert encoder.parameters == found
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return PRESETS["klein-tiny"]()
+
+
+def test_every_way_to_train_has_a_line(tiny):
+    lines = ways(tiny, TINY, SPEC, cards_of("2xH100"))
+    assert [line.split(":")[0].strip() for line in lines[1:]] == [
+        "all weights",
+        "all weights, divided (--shard)",
+        "adapters (--generator.lora-rank 64)",
+    ]
+    assert all(re.search(r"GiB a GPU of 74\.5, .* for 20 steps, 0 GPU-hours", line) for line in lines[1:])
+    assert len(ways(tiny, TINY, SPEC, cards_of("H100"))) == 3  # nothing to divide over
+    (_, other) = ways(PRESETS["digits"](), (1, 8, 8), NoSpec(), cards_of("H100"))
+    assert other.startswith("as configured: ")
+
+
+@pytest.mark.parametrize(
+    ("fields", "gigabytes", "knob"),
+    [
+        ({"micro_batch": 64}, 0.03, "set --micro-batch"),
+        ({"micro_batch": 1}, 0.0005, "divide the weights"),
+    ],
+)
+def test_what_does_not_fit_is_told_a_knob(tiny, fields, gigabytes, knob, monkeypatch):
+    monkeypatch.setitem(KINDS, "SMALL", (gigabytes, 1))
+    lines = ways(tiny.model_copy(update=fields), TINY, SPEC, cards_of("2xSMALL"))
+    assert "does not fit (" in lines[1] and knob in lines[1]
+
+
+def test_the_command(capsys):
+    assert main(["check", "klein-tiny", "--for", "8xH2O"]) == 2
+    assert "a number and a card, such as 8xH200" in capsys.readouterr().err
+    main(["check", "digits", "--for", "4xA100"])
+    assert "as configured: 0.0 GiB a GPU of 74.5" in capsys.readouterr().out
+    main(["check", "--help"])
+    assert "--for" in capsys.readouterr().out
