@@ -25,8 +25,8 @@ class EMA:
         """Move towards the parameters. The decay is at most (1 + step) / (10 + step), for a quick start."""
         if self.decay is not None:
             decay = min(self.decay, (1 + step) / (10 + step))
-            sides = ([own(tensor) for tensor in side.values()] for side in (self.averages, self.parameters))
-            torch._foreach_lerp_(*sides, 1 - decay)
+            averages = [own(average) for average in self.averages.values()]
+            torch._foreach_lerp_(averages, [own(parameter) for parameter in self.parameters.values()], 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
