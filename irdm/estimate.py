@@ -392,4 +392,5 @@ class _Timed:
         if not 0 < m < n:
             return pair * pairs
         solve = len(getattr(config, "bandwidths", (1,))) * 2 / 3 * m**3 / (matmul_rate(self.device, self.SHORT) / 2)
-        return pair * (pairs + n * m * getattr(config, "kmeans_iterations", 0) / 2) + solve
+        looked_at = min(n, getattr(config, "kmeans_rows", 0)) * getattr(config, "kmeans_iterations", 0)
+        return pair * (pairs + looked_at * m / 2) + solve
