@@ -116,11 +116,13 @@ class Ranks:
         if self.size == 1 or self.divided:
             return
         bucket: list[nn.Parameter] = []
+        size = 0
         for parameter in parameters:
             bucket.append(parameter)
-            if sum(p.numel() for p in bucket) >= BUCKET:
+            size += parameter.numel()
+            if size >= BUCKET:
                 self._sum(bucket)
-                bucket = []
+                bucket, size = [], 0
         if bucket:
             self._sum(bucket)
 

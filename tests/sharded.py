@@ -93,11 +93,13 @@ def run_of(data: Path, steps: int, **fields: Any):
     """A short run of tiny klein on captioned images."""
     from irdm.data import CaptionedConfig
     from irdm.encoders import LocalBatteryConfig
+    from irdm.generators import KleinConfig
     from irdm.metrics import EvaluationConfig
     from irdm.presets import PRESETS
 
     update = {
         "data": CaptionedConfig(path=(data,), embedder="ngrams"),
+        "generator": KleinConfig(length=96),
         "battery": LocalBatteryConfig(steps=2, width=2),
         "evaluation": EvaluationConfig(draws=1, directions=16, rff_features=32, resamples=8, ladder=0, quick_rows=40),
         **{"rollout": 16, "micro_batch": 4, "steps": steps, "shard": True, "ema_decay": 0.9, "check_every": 2},

@@ -29,3 +29,24 @@ def test_a_rank_whose_peer_failed_leaves_without_a_message():
 
     with pytest.raises(SystemExit), PeerFailed().together():
         pass
+
+
+def test_gradients_are_summed_in_messages_of_some_size_each_once(monkeypatch):
+    import torch
+
+    from irdm import distributed
+
+    sent = []
+
+    def doubles(flat):
+        sent.append(len(flat))
+        flat.mul_(2)
+
+    monkeypatch.setattr(distributed, "BUCKET", 5)
+    monkeypatch.setattr(distributed.dist, "all_reduce", doubles)
+    parameters = [torch.nn.Parameter(torch.zeros(size)) for size in (3, 3, 7, 1)]
+    for number, parameter in enumerate(parameters[:3]):
+        parameter.grad = torch.full_like(parameter, number + 1.0)
+    Ranks(0, 2).sum_gradients(parameters)
+    assert sent == [6, 7, 1], "at least five numbers each, and the rest"
+    assert [parameter.grad.unique().tolist() for parameter in parameters] == [[2], [4], [6], [0]]

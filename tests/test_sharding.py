@@ -10,14 +10,18 @@ import numpy as np
 import pytest
 import sharded
 import torch
+from geneval.small import LINES, write_prompts
 from PIL import Image
 
 from irdm.checkpoint import load_checkpoint
-from irdm.conditions import NoSpec
+from irdm.cli import main
+from irdm.conditions import NoSpec, to_bytes
 from irdm.distributed import Ranks
 from irdm.generators import MLPConfig
 from irdm.generators.klein_tiny import cached_tiny
+from irdm.geneval import read_prompts, rendered
 from irdm.presets import PRESETS
+from irdm.run import load_run
 from irdm.train import train
 
 SCRIPT = Path(sharded.__file__)
@@ -91,6 +95,26 @@ def test_a_divided_run_looks_and_is_judged(out):
     assert (run / "samples" / "step-00000002.png").exists() and (run / "result.json").exists()
     checks = [json.loads(line).get("check") for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [check is not None for check in checks] == [False, True, False, True]
+
+
+def test_genevals_prompts_are_drawn_from_a_run_and_from_its_teacher(out, capsys):
+    """Student and teacher from one noise: sample 1 of prompt 2 is the generator's own image of that prompt and seed."""
+    prompts, run = write_prompts(out), out / "straight"
+    assert main(["geneval", "render", str(run), "--prompts", str(prompts), "--samples", "2"]) == 0
+    assert "16 images drawn" in capsys.readouterr().out
+    loaded, noise = load_run(run), torch.randn(32, 4, 4, generator=torch.Generator().manual_seed(46_000_201))
+    with torch.no_grad():
+        image = loaded.generator(noise[None], to_bytes([LINES[2]["prompt"]]))[0]
+    found = np.array(Image.open(run / "geneval/00002/samples/0001.png")).transpose(2, 0, 1)
+    assert np.abs(found - image.numpy() * 255).max() <= 0.51
+    words = ["geneval", "render", str(cached_tiny()), "--prompts", str(prompts), "--samples", "2"]
+    sizes = ["--size", "32", "--length", "96", "--precision", "float32"]
+    assert main([*words, *sizes]) == 2 and "--out is missing" in capsys.readouterr().err
+    assert main([*words, "--out", str(out / "teacher")]) == 1 and "tokens" in capsys.readouterr().err
+    assert main([*words, *sizes, "--out", str(out / "teacher")]) == 0
+    assert len(rendered(out / "teacher", read_prompts(prompts))) == 16
+    assert main(["geneval", "render", str(run), "--prompts", str(prompts), "--steps", "4"]) == 2
+    assert "--steps is of the teacher" in capsys.readouterr().err
 
 
 def test_nothing_that_is_written_is_a_pickle(out):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,6 +14,7 @@ from irdm.fields import UsageError
 from irdm.overrides import word
 
 if TYPE_CHECKING:
+    from irdm.geneval.layout import Samples, TeacherSamples
     from irdm.geneval.verdicts import Scorer
     from irdm.metrics.pickscore import PickScore
 
@@ -20,25 +22,33 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Render(Config):
-    """Draws the images of GenEval's prompts from a trained run, in the folder that the official scorer reads. Sample s
-    of prompt i starts from noise of seed 46,000,000 + 100 i + s. Interrupted, the same command draws what is missing;
-    under torchrun several processes share the images.
+    """Draws the images of GenEval's prompts from a trained run, or from FLUX.2 [klein] as it was published, in the
+    folder that the official scorer reads. Sample s of prompt i starts from noise of seed 46,000,000 + 100 i + s.
+    Interrupted, the same command draws what is missing; under torchrun several processes share the images.
     """
 
-    run: Path = word()
-    """A run directory, such as runs/klein."""
+    source: Path = word()
+    """A run directory, such as runs/klein, or a diffusers folder of the teacher."""
     prompts: Path
     """GenEval's evaluation_metadata.jsonl, which is not part of irdm."""
     samples: Annotated[int, Field(ge=1, le=100)] = 4
     """Images a prompt; the published score is of 4."""
     noise_device: Literal["cpu", "cuda"] = "cpu"
     """Where noise is drawn: cpu is the same on every machine; cuda repeats what the authors of RDM drew."""
+    steps: Count | None = None
+    """Steps of the teacher's sampler; unset, 4."""
+    size: Annotated[int | None, Field(ge=16, le=4096)] = None
+    """Height and width of the teacher's images; unset, 512."""
+    length: Annotated[int | None, Field(ge=16, le=512)] = None
+    """Tokens of text that the teacher is given; unset, 48."""
+    precision: Literal["float32", "bfloat16"] | None = None
+    """Arithmetic of the teacher; unset, bfloat16."""
     micro_batch: Count = 8
     """Images drawn at once."""
     device: Device = "auto"
     """Where to compute; auto takes CUDA when there is one."""
     out: Out | None = None
-    """The folder; unset, RUN/geneval."""
+    """The folder; unset, SOURCE/geneval, which the teacher's folder needs."""
 
 
 class Scoring(Config):
@@ -93,12 +103,12 @@ class Golden(Scoring):
 
 
 def render(given: Render, command: str) -> int:
-    """Read the prompts, open the run, draw."""
+    """Read the prompts, open what draws them, draw."""
     from irdm.distributed import Ranks
-    from irdm.geneval import Samples, read_prompts
+    from irdm.geneval import read_prompts
     from irdm.geneval import render as render_folder
     from irdm.progress import silent
-    from irdm.run import load_run, resolve_device
+    from irdm.run import resolve_device
 
     prompts = read_prompts(given.prompts)
     if given.noise_device == "cuda":
@@ -106,20 +116,56 @@ def render(given: Render, command: str) -> int:
     device = resolve_device(given.device)
     ranks = Ranks.start(device)
     say = print if ranks.is_main else silent
-    loaded = load_run(given.run, device)
     texts = [prompt.prompt for prompt in prompts.prompts]
-    images = Samples(
-        loaded.generator, loaded.spec, loaded.image_shape, texts, given.samples,
-        device=device, noise_device=given.noise_device, identity=loaded.weights, name=str(given.run),
-    )  # fmt: skip
-    out = given.out or given.run / "geneval"
-    say(f"{prompts}, {given.samples} images each, from {given.run} at step {loaded.step}")
-    about = {"weights": loaded.weights, "step": loaded.step, "generator": loaded.config.generator.kind}
-    drawn = render_folder(
-        images, prompts, out, micro_batch=given.micro_batch, ranks=ranks, about=about, progress=say
-    )  # fmt: skip
+    is_teacher = (given.source / "model_index.json").is_file()
+    images, about = (_of_teacher if is_teacher else _of_run)(given, texts, device)
+    out = given.out or given.source / "geneval"
+    say(f"{prompts}, {given.samples} images each, from {given.source}")
+    drawn = render_folder(images, prompts, out, micro_batch=given.micro_batch, ranks=ranks, about=about, progress=say)
     say(f"{out}: {drawn} images drawn, the others were there; judge them: irdm geneval score {out}")
     return 0
+
+
+OF_TEACHER = ("steps", "size", "length", "precision")
+
+
+def _of_run(given: Render, texts: list[str], device: str) -> tuple[Samples, dict[str, Any]]:
+    from irdm.geneval import Samples
+    from irdm.run import load_run
+
+    if odd := [name for name in OF_TEACHER if getattr(given, name)]:
+        raise UsageError(f"--{odd[0]} is of the teacher; {given.source} is a run, which has its own")
+    loaded = load_run(given.source, device)
+    images = Samples(
+        loaded.generator, loaded.spec, loaded.image_shape, texts, given.samples,
+        device=device, noise_device=given.noise_device, identity=loaded.weights, name=str(given.source),
+    )  # fmt: skip
+    for note in loaded.generator.look_at(images.conditions):
+        print(note)
+    return images, {"weights": loaded.weights, "step": loaded.step, "generator": loaded.config.generator.kind}
+
+
+def _of_teacher(given: Render, texts: list[str], device: str) -> tuple[TeacherSamples, dict[str, Any]]:
+    from irdm.generators.klein_folder import open_folder
+    from irdm.generators.klein_teacher import Teacher
+    from irdm.geneval.layout import TeacherSamples
+
+    if given.out is None:
+        raise UsageError("--out is missing: the folder of the teacher is not written to")
+    unset = {"steps": 4, "size": 512, "length": 48, "precision": "bfloat16"}
+    made = {name: getattr(given, name) or value for name, value in unset.items()}
+    shape = (3, made["size"], made["size"])
+    teacher = Teacher(
+        given.source, shape, device=device, noise_device=given.noise_device,
+        **{name: made[name] for name in ("steps", "length", "precision")},
+    )  # fmt: skip
+    if said := teacher.texts.encoder.check_cut(texts, 0.01):
+        print(said)
+    about = {"weights": open_folder(given.source).hashes, **made}
+    identity = json.dumps(about, sort_keys=True)
+    return TeacherSamples(
+        teacher, shape, texts, given.samples, noise_device=given.noise_device, identity=identity
+    ), about  # fmt: skip
 
 
 def score(given: Score, command: str) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from torch import Tensor
 from irdm.conditions import PromptSpec, Spec
 from irdm.data.base import Shape
 from irdm.distributed import Ranks
-from irdm.files import claimed, write_atomic
+from irdm.files import claimed, hash_of, write_atomic
 from irdm.generate import Drawn
 from irdm.generators import Generator
 from irdm.geneval.prompts import Prompt, PromptFile, read_prompt
@@ -78,8 +78,32 @@ class Samples(Drawn):
         return torch.stack(drawn)
 
 
+Draws = Callable[[Sequence[str], Sequence[int]], Tensor]
+"""(captions, seeds) -> images [k, c, h, w] in [0, 1]: a sampler that makes its own noise."""
+
+
+class TeacherSamples:
+    """The same images of a sampler, such as `irdm.generators.klein_teacher.Teacher`."""
+
+    def __init__(
+        self, draws: Draws, shape: Shape, texts: Sequence[str], samples: int, *,
+        noise_device: str = "cpu", identity: str = "",
+    ):  # fmt: skip
+        """`identity` says which weights and steps these are."""
+        self.draws, self.image_shape, self.texts, self.samples = draws, shape, texts, samples
+        self.noise_device, self.fingerprint = noise_device, hash_of([identity, FIRST_SEED, samples, *texts])
+
+    def read(self, rows: Int64[Tensor, " k"]) -> Float32[Tensor, "k c h w"]:
+        """Some images, in [0, 1]. Raises ValueError for one that is not finite."""
+        places: list[tuple[int, int]] = [divmod(row, self.samples) for row in rows.tolist()]
+        images = self.draws([self.texts[number] for number, _ in places], [sample_seed(*place) for place in places])
+        if not images.isfinite().all():
+            raise ValueError("The teacher returned NaN or infinity; try --precision float32.")
+        return images.float().cpu().clamp(0, 1)
+
+
 def render(
-    images: Samples,
+    images: Samples | TeacherSamples,
     prompts: PromptFile,
     folder: Path,
     *,

@@ -10,7 +10,7 @@ from PIL import Image
 
 from irdm.conditions import ClassSpec, NoSpec
 from irdm.distributed import Ranks
-from irdm.geneval.layout import Samples, render, rendered, sample_seed
+from irdm.geneval.layout import Samples, TeacherSamples, render, rendered, sample_seed
 from irdm.geneval.prompts import read_prompts
 
 
@@ -61,6 +61,25 @@ def test_what_is_there_is_not_drawn_again_and_ranks_share_the_rest(tmp_path, pro
     assert render(images, prompts, out, ranks=First(0, 2)) == 11
     assert render(images, prompts, out) == 12
     assert before == {path: path.read_bytes() for path in out.rglob("*.png")}, "the micro-batch decides nothing"
+
+
+def test_a_sampler_that_makes_its_own_noise_is_given_the_same_seeds(tmp_path, prompts):
+    asked, texts = [], [prompt.prompt for prompt in prompts.prompts]
+
+    def draws(captions, seeds):
+        asked.extend(zip(captions, seeds, strict=True))
+        return torch.stack([torch.full(SHAPE, seed % 100 / 100) for seed in seeds])
+
+    images = TeacherSamples(draws, SHAPE, texts, 2, identity="teacher")
+    assert render(images, prompts, tmp_path / "out", micro_batch=3) == 16
+    assert asked == [(text, 46_000_000 + 100 * i + s) for i, text in enumerate(texts) for s in range(2)]
+    assert np.array(Image.open(tmp_path / "out/00003/samples/0001.png")).max() == round(2.55)
+    assert len(rendered(tmp_path / "out", prompts)) == 16
+    with pytest.raises(ValueError, match="something else"):
+        render(TeacherSamples(draws, SHAPE, texts, 2, identity="student"), prompts, tmp_path / "out")
+    images.draws = lambda captions, seeds: torch.full((len(seeds), *SHAPE), float("nan"))
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        images.read(torch.tensor([0]))
 
 
 def test_a_folder_of_another_generator_is_left_alone(tmp_path, prompts):
