@@ -113,10 +113,10 @@ class Needs:
         return estimate(self.config, *self.shape, self.devices)
 
     def packages(self) -> str:
-        """Versions of what irdm depends on, and of the panel's packages where it is used: each can be imported."""
-        wanted = "panel" if self.panel else None
+        """Versions of what irdm depends on, with the panel's and klein's packages where they are used: all imported."""
+        wanted = ["klein"] * (self.config.generator.kind == "klein") + ["panel"] * bool(self.panel)
         try:
-            required = [r for r in metadata.requires("irdm") or [] if _extra(r) in (None, wanted)]
+            required = [r for r in metadata.requires("irdm") or [] if _extra(r) in (None, *wanted)]
         except metadata.PackageNotFoundError:
             raise ValueError("irdm itself is not installed. Install it: pip install -c constraints.txt .") from None
         modules: dict[str, list[str]] = {}
@@ -133,7 +133,7 @@ class Needs:
                 missing.append(name)
         broken = [f"{found[imported[module]]} ({problem})" for module, problem in not_importable(imported).items()]
         if missing or broken:
-            mend = f"'.[{wanted}]'" if wanted else "."
+            mend = f"'.[{','.join(wanted)}]'" if wanted else "."
             parts = [f"not installed: {', '.join(missing)}"] * bool(missing)
             parts += [f"installed, but cannot be imported: {', '.join(broken)}"] * bool(broken)
             raise ValueError(f"{'; '.join(parts)}. Install them: pip install -c constraints.txt {mend}")

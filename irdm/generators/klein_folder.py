@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ TINY = Path("tiny")
 PIPELINE = "Flux2KleinPipeline"
 PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
 FETCH = "Fetch it whole: hf download black-forest-labs/FLUX.2-klein-4B --local-dir DIR, and give --generator.model DIR."
+INSTALL = "pip install -c constraints.txt '.[klein]'"
 PATCH = 2  # latents along a side of a token
 PUBLISHED: dict[str, dict[str, Any]] = {
     "transformer": {
@@ -117,12 +119,19 @@ class KleinFolder:
         return model
 
 
+def require() -> None:
+    """Raises ValueError when packages of the extra `klein` are missing."""
+    if missing := [name for name in ("transformers", "diffusers", "peft", "accelerate") if find_spec(name) is None]:
+        raise ValueError(f"klein needs the packages {', '.join(missing)}: {INSTALL}")
+
+
 def open_folder(model: Path) -> KleinFolder:
     """The folder of klein, or of the tiny one for the name `tiny`.
 
     Raises ValueError when there is none, it is of another model or of the base model, a part is missing, or the parts
     do not fit each other.
     """
+    require()
     path = cached_tiny() if model == TINY else model
     if not path.is_dir():
         raise ValueError(f"--generator.model is {model}, and there is no such folder. {FETCH}")

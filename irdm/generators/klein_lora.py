@@ -24,8 +24,10 @@ TARGETS = (
 
 def add_lora(transformer: Flux2Transformer2DModel, rank: int) -> None:
     """Adapters in float32 on a frozen transformer, which draws as before until they are trained (B is 0)."""
-    from peft import LoraConfig
-
+    try:
+        from peft import LoraConfig
+    except (ImportError, RuntimeError) as error:  # a torchvision of another torch, for one
+        raise ValueError(f"Adapters need the package peft, which cannot be imported here ({error}).") from error
     transformer.requires_grad_(False)
     # Files that lose their alpha are loaded with alpha = r, so that is what it is.
     transformer.add_adapter(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -176,6 +177,11 @@ def test_other_folders_are_refused(folder, tmp_path):
     refused("model_index.json cannot be read", model=tmp_path)
     edit(folder / "model_index.json", _class_name="Flux2Pipeline")
     refused("folder of a Flux2Pipeline, expected a Flux2KleinPipeline", model=folder)
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    refused(r"klein needs the packages peft: pip install -c constraints.txt '\.\[klein\]'")
 
 
 def test_a_folder_without_a_part_or_with_parts_of_two_models_is_refused(folder):
