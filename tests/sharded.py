@@ -1,4 +1,4 @@
-"""What two processes do with one klein divided between them; tests/test_sharding.py starts them, by torchrun.
+"""What two processes do with one klein divided between them; tests/test_klein_runs.py starts them, by torchrun.
 
 torchrun --nproc-per-node 2 tests/sharded.py OUT DATA
 """

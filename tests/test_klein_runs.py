@@ -1,10 +1,11 @@
-"""Weights divided over two processes: gradient, average, checkpoint and run are those of one process."""
+"""Runs of tiny klein: divided over two processes, drawn for GenEval, and trained against an imported reference."""
 
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,11 +17,14 @@ from PIL import Image
 from irdm.checkpoint import load_checkpoint
 from irdm.cli import main
 from irdm.conditions import NoSpec, to_bytes
+from irdm.controller import ControllerConfig
+from irdm.distances import NystromMMDConfig
 from irdm.distributed import Ranks
 from irdm.generators import MLPConfig
 from irdm.generators.klein_tiny import cached_tiny
 from irdm.geneval import read_prompts, rendered
 from irdm.presets import PRESETS
+from irdm.reference.imported import import_reference
 from irdm.run import load_run
 from irdm.train import train
 
@@ -120,6 +124,43 @@ def test_genevals_prompts_are_drawn_from_a_run_and_from_its_teacher(out, capsys)
 def test_nothing_that_is_written_is_a_pickle(out):
     names = {path.suffix for path in (out / "straight" / "checkpoints").rglob("*") if path.is_file()}
     assert names == {".safetensors", ".json"}
+
+
+def test_a_run_against_an_imported_reference_is_judged_by_its_own_data(out, tmp_path, monkeypatch, capsys):
+    """Bundles under two local encoders, in place of the panel's."""
+    names, config = ("pixels", "pca"), sharded.run_of(out / "data", 2, shard=False)
+    dataset = config.data.build()
+    battery = config.battery.fit(dataset, cache_dir=tmp_path / "encoders")
+    dims = {name: SimpleNamespace(dim=battery[name].dim) for name in battery.held_in}
+    monkeypatch.setattr("irdm.reference.imported.PANEL", dims)
+    bundles = tmp_path / "bundles"
+    bundles.mkdir()
+    tau = dataset.train.conditions.tau
+    for name in names:
+        with torch.no_grad():
+            rows = torch.cat([battery[name](dataset.train.images), 2 * tau[0 : len(tau)]], dim=1)
+        kernel = torch.exp(-torch.cdist(rows, rows).square() / 8)
+        bundle = {"Z": rows, "alpha": torch.full((len(rows),), 1 / len(rows)), "sigma": 2.0, "beta": 2.0}
+        torch.save({**bundle, "k_rr": kernel.mean().item()}, bundles / f"{name}_joint_M80.pt")
+    reference = import_reference("headline", [bundles], tmp_path / "headline")
+    local = config.battery.model_copy(update={"held_in": names})
+    config = config.model_copy(
+        update={"reference": reference.path, "battery": local, "distance": NystromMMDConfig()}
+    )  # fmt: skip
+    run = tmp_path / "run"
+    train(config, run)
+    record = json.loads((run / "reference.json").read_text())
+    assert record["reference"] == {"name": "headline", "address": reference.address}
+    assert record["data_fingerprint"] == dataset.fingerprint and record["floors"] == dict.fromkeys(names)
+    assert json.loads((run / "result.json").read_text())["reference"]["name"] == "the data of run"
+    assert "floors are not known" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="only kind uniform does without"):
+        train(config.model_copy(update={"controller": ControllerConfig()}), tmp_path / "gated")
+    for path in bundles.iterdir():
+        torch.save({**torch.load(path, weights_only=True), "k_rr": 0.5}, path)
+    other = import_reference("other", [bundles], tmp_path / "other")
+    with pytest.raises(ValueError, match="the reference is another one"):
+        train(config.model_copy(update={"reference": other.path, "steps": 3}), run)
 
 
 def test_unequal_shares_are_refused():
