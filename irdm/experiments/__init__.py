@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from irdm.experiments import batch, controller, distance, estimator, gaming, joint, peers, spiral
+from irdm.experiments import batch, battery, controller, distance, estimator, gaming, joint, peers, spiral
 from irdm.experiments.base import Study
 from irdm.experiments.page import record
 from irdm.experiments.runner import run_study
 
 EXPERIMENTS: dict[str, Study] = {
-    module.STUDY.name: module.STUDY for module in (spiral, batch, distance, gaming, controller, estimator, joint, peers)
+    study.name: study
+    for study in (
+        *(module.STUDY for module in (spiral, batch, battery, distance, gaming, controller, estimator, joint, peers)),
+        *(module.ON_FASHION for module in (batch, battery, distance, gaming, controller)),
+    )
 }
 
 __all__ = ["EXPERIMENTS", "Study", "record", "run_study"]

@@ -11,7 +11,7 @@ import math
 import shutil
 import statistics
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from irdm.evaluation import EvaluationConfig, Result
 from irdm.log import read_log
 from irdm.metrics.score import Score
-from irdm.presets import RunConfig, digits
+from irdm.presets import RunConfig, digits, fashion
 from irdm.run import CONFIG, read_config
 from irdm.train import train
 
@@ -164,10 +164,46 @@ def scores(found: Mapping[str, Score]) -> Numbers:
     return {name: estimate.value for name, estimate in estimates.items() if estimate is not None}
 
 
-def digits_run(**changes: object) -> RunConfig:
-    """The digits preset with a lighter evaluation (spread comes from the seeds of a study), and `changes` to it."""
-    light = {"preset": "study", "evaluation": EvaluationConfig(resamples=2)}
-    return RunConfig.model_validate(digits().model_copy(update=light | changes).model_dump())
+@dataclass(frozen=True)
+class Setting:
+    """The images of a study and the time for them: runs that differ from a preset, `longer` times those on digits.
+
+    The evaluation is lighter, since spread comes from the seeds of a study.
+    """
+
+    name: str
+    preset: Callable[[], RunConfig]
+    longer: float
+    evaluation: EvaluationConfig
+
+    def run(self, **changes: object) -> RunConfig:
+        """The preset, and `changes` to it."""
+        light = {"preset": "study", "evaluation": self.evaluation}
+        return RunConfig.model_validate(self.preset().model_copy(update=light | changes).model_dump())
+
+    def seconds(self, on_digits: float) -> float:
+        """Of training, where it is so many on digits."""
+        return self.longer * on_digits
+
+
+DIGITS = Setting("digits", digits, 1.0, EvaluationConfig(resamples=2))
+FASHION = Setting(
+    "Fashion-MNIST",
+    fashion,
+    5.0,
+    EvaluationConfig(resamples=2, rows=2500, table_rows=10_000, manifold_rows=2000, ladder=0),
+)
+
+
+def on_fashion(study: Study, cells: Callable[[float, Setting], Mapping[str, Cell]]) -> Study:
+    """A study of digits on clothes."""
+    return replace(
+        study,
+        name=f"{study.name}-fashion",
+        title=study.title.replace(DIGITS.name, FASHION.name),
+        cells=lambda scale: cells(scale, FASHION),
+        notes=f"Each run has {FASHION.longer:g} times the seconds of that on digits.",
+    )
 
 
 SCORE_COLUMNS = {

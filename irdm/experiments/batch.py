@@ -6,30 +6,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from irdm.experiments.base import SCORE_COLUMNS, Claim, Study, Table, TrainCell, digits_run
+from irdm.experiments.base import DIGITS, SCORE_COLUMNS, Claim, Setting, Study, Table, TrainCell, on_fashion
 from irdm.experiments.draw import BLUE, GREEN, ORANGE, curve, grid, logarithmic
-from irdm.presets import digits
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SECONDS = 30.0  # on one core, for every run
 ROLLOUTS = (64, 256, 512, 1024, 2048, 4096, 8192)
-LANDMARKS = (16, 64, 256)  # at the preset's own rollout
+LANDMARKS, AT = (16, 64, 256), 1024  # and the rollout of these
 ALL = 4096  # more than there are training images: every one is a landmark
 SHOWN = (("sw_held_in", "held in", BLUE), ("sw_held_out", "held out", ORANGE), ("sw_unseen", "unseen", GREEN))
 
 
-def cells(scale: float) -> dict[str, TrainCell]:
+def cells(scale: float, setting: Setting = DIGITS) -> dict[str, TrainCell]:
     """Rollouts with the learning rate's own sqrt(N) rule, then landmarks."""
-    preset = digits()
+    preset = setting.preset()
 
     def cell(rollout: int, landmarks: int) -> TrainCell:
         distance = preset.distance.model_copy(update={"landmarks": landmarks})
-        return TrainCell(digits_run(rollout=rollout, distance=distance), core_seconds=SECONDS * scale)
+        return TrainCell(setting.run(rollout=rollout, distance=distance), core_seconds=setting.seconds(SECONDS) * scale)
 
     rollouts = {f"rollout {n}": cell(n, ALL) for n in ROLLOUTS}
-    return rollouts | {f"landmarks {m}": cell(preset.rollout, m) for m in LANDMARKS}
+    return rollouts | {f"landmarks {m}": cell(AT, m) for m in LANDMARKS}
 
 
 def figure(table: Table, folder: Callable[[str, int], Path]) -> Figure:
@@ -39,13 +38,13 @@ def figure(table: Table, folder: Callable[[str, int], Path]) -> Figure:
     for column, label, colour in SHOWN:
         curve(left, ROLLOUTS, [table[f"rollout {n}"][column] for n in ROLLOUTS], label, colour)
         values = [table[f"landmarks {m}"][column] for m in LANDMARKS]
-        whole = table[f"rollout {digits().rollout}"][column]
+        whole = table[f"rollout {AT}"][column]
         curve(right, range(len(with_all)), [*values, whole], label, colour)
     left.set_xscale("log", base=2)
     logarithmic(left)
     left.set(xlabel="rollout N", ylabel="SW ratio (real = 1)", title="equal time, learning rate ~ √N")
     right.set_xticks(range(len(with_all)), [str(m) for m in with_all])
-    right.set(xlabel="landmarks", title=f"rollout {digits().rollout}")
+    right.set(xlabel="landmarks", title=f"rollout {AT}")
     for axis in (left, right):
         axis.axhline(1, color="0.3", lw=0.8, ls="--")
         axis.legend(frameon=False, fontsize=8)
@@ -62,7 +61,7 @@ def claims(table: Table) -> list[Claim]:
         f"best at {best}: {means[best]}; {ROLLOUTS[0]}: {means[ROLLOUTS[0]]}, {ROLLOUTS[-1]}: {means[ROLLOUTS[-1]]}",
         best not in (ROLLOUTS[0], ROLLOUTS[-1]),
     )
-    few, many = table[f"landmarks {LANDMARKS[0]}"]["sw"], table[f"rollout {digits().rollout}"]["sw"]
+    few, many = table[f"landmarks {LANDMARKS[0]}"]["sw"], table[f"rollout {AT}"]["sw"]
     landmarks = Claim(
         "More landmarks are better",
         "4096 on ImageNet, 8192 for text to image",
@@ -83,3 +82,4 @@ STUDY = Study(
     notes=f"A budget of {SECONDS:.0f} core-seconds of training a run, filled by the time of a first step; what the "
     "controller saves later is not spent. By default each of the 1198 train images is a landmark.",
 )
+ON_FASHION = on_fashion(STUDY, cells)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from irdm.controller import ControllerConfig
-from irdm.experiments.base import SCORE_COLUMNS, Claim, Study, Table, TrainCell, digits_run
+from irdm.experiments.base import DIGITS, SCORE_COLUMNS, Claim, Setting, Study, Table, TrainCell, on_fashion
 from irdm.experiments.draw import bars, grid
 
 if TYPE_CHECKING:
@@ -17,14 +17,14 @@ SECONDS = 60.0
 GATED, UNIFORM, NONE = "gated Lagrangian", "uniform weights", "no balance"
 
 
-def cells(scale: float) -> dict[str, TrainCell]:
+def cells(scale: float, setting: Setting = DIGITS) -> dict[str, TrainCell]:
     """Without balance the raw distances are summed: neither normalised by their own value nor weighted."""
     arms = {
-        GATED: digits_run(),
-        UNIFORM: digits_run(controller=ControllerConfig(kind="uniform")),
-        NONE: digits_run(controller=ControllerConfig(kind="uniform"), self_normalise=False),
+        GATED: setting.run(controller=ControllerConfig()),
+        UNIFORM: setting.run(controller=ControllerConfig(kind="uniform")),
+        NONE: setting.run(controller=ControllerConfig(kind="uniform"), self_normalise=False),
     }
-    return {name: TrainCell(config, core_seconds=SECONDS * scale) for name, config in arms.items()}
+    return {name: TrainCell(config, core_seconds=setting.seconds(SECONDS) * scale) for name, config in arms.items()}
 
 
 def figure(table: Table, folder: Callable[[str, int], Path]) -> Figure:
@@ -64,3 +64,4 @@ STUDY = Study(
     notes=f"{SECONDS:.0f} core-seconds of training a run. The gate stops at the score of fresh real images, so a gated "
     "run stays near 1 where the others go on below it, towards the training images.",
 )
+ON_FASHION = on_fashion(STUDY, cells)

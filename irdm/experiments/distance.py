@@ -17,7 +17,7 @@ from irdm.distances import (
     SlicedWassersteinConfig,
 )
 from irdm.encoders import LocalBatteryConfig
-from irdm.experiments.base import SCORE_COLUMNS, Claim, Study, Table, TrainCell, digits_run
+from irdm.experiments.base import DIGITS, SCORE_COLUMNS, Claim, Setting, Study, Table, TrainCell, on_fashion
 from irdm.experiments.draw import bars, grid, logarithmic
 from irdm.presets import digits
 
@@ -45,17 +45,17 @@ def one_encoder(name: str) -> LocalBatteryConfig:
     return LocalBatteryConfig(held_in=(name,), held_out=others)
 
 
-def cells(scale: float) -> dict[str, TrainCell]:
+def cells(scale: float, setting: Setting = DIGITS) -> dict[str, TrainCell]:
     """One run a distance; drifting, whose value means nothing, is not normalised by it."""
     return {
         name: TrainCell(
-            digits_run(
+            setting.run(
                 battery=one_encoder(ENCODER),
                 distance=distance,
                 controller=ControllerConfig(kind="uniform"),
                 self_normalise=name != "drifting",
             ),
-            core_seconds=SECONDS * scale,
+            core_seconds=setting.seconds(SECONDS) * scale,
         )
         for name, distance in DISTANCES.items()
     }
@@ -94,3 +94,4 @@ STUDY = Study(
     claims=claims,
     notes=f"{SECONDS:.0f} core-seconds of training a run, one encoder, joint with the label.",
 )
+ON_FASHION = on_fashion(STUDY, cells)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from irdm.distances import ExactMMDConfig, NystromMMDConfig
-from irdm.experiments.base import SCORE_COLUMNS, Claim, Study, Table, TrainCell, digits_run
+from irdm.experiments.base import DIGITS, SCORE_COLUMNS, Claim, Setting, Study, Table, TrainCell
 from irdm.experiments.draw import BLUE, GREEN, ORANGE, RED, curve, grid
 from irdm.presets import digits
 
@@ -21,16 +21,16 @@ REFERENCES = {"frozen": NystromMMDConfig, "resampled": ExactMMDConfig}
 REPULSIONS = ("biased", "unbiased")
 
 
-def cells(scale: float) -> dict[str, TrainCell]:
+def cells(scale: float, setting: Setting = DIGITS) -> dict[str, TrainCell]:
     """Reference by repulsion by bandwidth."""
     joint = digits().distance.condition_bandwidth
     return {
         row_name(reference, repulsion, multiple): TrainCell(
-            digits_run(
+            setting.run(
                 rollout=ROLLOUT,
                 distance=config(bandwidths=(multiple,), condition_bandwidth=joint, repulsion=repulsion),
             ),
-            core_seconds=SECONDS * scale,
+            core_seconds=setting.seconds(SECONDS) * scale,
         )
         for reference, config in REFERENCES.items()
         for repulsion in REPULSIONS

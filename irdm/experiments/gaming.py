@@ -10,7 +10,18 @@ import numpy as np
 
 from irdm.controller import ControllerConfig
 from irdm.evaluation import Result
-from irdm.experiments.base import SCORE_COLUMNS, Claim, Numbers, Study, Table, TrainCell, digits_run, scores
+from irdm.experiments.base import (
+    DIGITS,
+    SCORE_COLUMNS,
+    Claim,
+    Numbers,
+    Setting,
+    Study,
+    Table,
+    TrainCell,
+    on_fashion,
+    scores,
+)
 from irdm.experiments.distance import one_encoder
 from irdm.experiments.draw import bars, grid
 from irdm.log import read_log
@@ -24,17 +35,17 @@ ALONE = ("content", "bands")
 BATTERY = "battery"
 
 
-def cells(scale: float) -> dict[str, TrainCell]:
+def cells(scale: float, setting: Setting = DIGITS) -> dict[str, TrainCell]:
     """Two encoders alone, never released at the floor, and the whole battery under its controller."""
     runs = {
         f"{name} alone": TrainCell(
-            digits_run(battery=one_encoder(name), controller=ControllerConfig(kind="uniform")),
+            setting.run(battery=one_encoder(name), controller=ControllerConfig(kind="uniform")),
             measure,
-            SECONDS * scale,
+            setting.seconds(SECONDS) * scale,
         )
         for name in ALONE
     }
-    return runs | {BATTERY: TrainCell(digits_run(), measure, SECONDS * scale)}
+    return runs | {BATTERY: TrainCell(setting.run(), measure, setting.seconds(SECONDS) * scale)}
 
 
 def alone(table: Table) -> list[str]:
@@ -61,7 +72,7 @@ def figure(table: Table, folder: Callable[[str, int], Path]) -> Figure:
         images = arrays["real" if name == "real" else "generated"][:, 0]
         labels = arrays["real_captions" if name == "real" else "generated_captions"]
         images = np.pad(images, ((0, 0), (1, 1), (1, 1)))
-        rows = [np.concatenate(list(images[labels == str(label)][:8]), axis=1) for label in range(0, 10, 2)]
+        rows = [np.concatenate(list(images[labels == label][:8]), axis=1) for label in np.unique(labels)[::2]]
         axis.imshow(np.concatenate(rows), cmap="gray_r", interpolation="nearest")
         axis.set(xticks=[], yticks=[], title=name)
         axis.spines[:].set_visible(False)
@@ -102,3 +113,4 @@ STUDY = Study(
     notes=f"{SECONDS:.0f} core-seconds of training a run. Held out are all others where one trains alone, "
     "and those that the battery holds out.",
 )
+ON_FASHION = on_fashion(STUDY, cells)

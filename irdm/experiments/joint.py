@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from irdm.experiments.base import SCORE_COLUMNS, Claim, Study, Table, TrainCell, digits_run
+from irdm.experiments.base import DIGITS, SCORE_COLUMNS, Claim, Setting, Study, Table, TrainCell
 from irdm.experiments.draw import bars, grid
 
 if TYPE_CHECKING:
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 SECONDS = 60.0
 
 
-def cells(scale: float) -> dict[str, TrainCell]:
+def cells(scale: float, setting: Setting = DIGITS) -> dict[str, TrainCell]:
     """The preset with and without its condition."""
-    arms = {"joint": digits_run(joint=True), "marginal": digits_run(joint=False)}
-    return {name: TrainCell(config, core_seconds=SECONDS * scale) for name, config in arms.items()}
+    arms = {"joint": setting.run(joint=True), "marginal": setting.run(joint=False)}
+    return {name: TrainCell(config, core_seconds=setting.seconds(SECONDS) * scale) for name, config in arms.items()}
 
 
 def figure(table: Table, folder: Callable[[str, int], Path]) -> Figure:

@@ -18,7 +18,7 @@ from irdm.controller import ControllerConfig
 from irdm.data import Dataset
 from irdm.distances import DriftingConfig, NystromMMDConfig
 from irdm.evaluation import Result, embed, judge, real_of
-from irdm.experiments.base import SCORE_COLUMNS, Claim, Numbers, Study, Table, TrainCell, digits_run, scores
+from irdm.experiments.base import DIGITS, SCORE_COLUMNS, Claim, Numbers, Study, Table, TrainCell, scores
 from irdm.experiments.draw import bars, grid, logarithmic
 from irdm.experiments.flows import TUNED, FlowConfig, FlowSampler, build_network, steps_within, train_flow
 from irdm.files import write_atomic
@@ -55,7 +55,7 @@ class FlowCell:
 
     def run(self, name: str, out: Path, seed: int) -> dict[str, Numbers]:
         """Train, keep the network, and judge it exactly like ours."""
-        run = digits_run()
+        run = DIGITS.run()
         assert run.evaluation is not None
         dataset = run.data.build()
         config = self.config.model_copy(update={"seed": seed})
@@ -96,7 +96,7 @@ def cells(scale: float) -> dict[str, TrainCell | FlowCell]:
     joint = digits().distance.condition_bandwidth
     drifting = {
         f"drifting, 1 step, batch {n}": TrainCell(
-            digits_run(
+            DIGITS.run(
                 rollout=n,
                 distance=DriftingConfig(condition_bandwidth=joint),
                 controller=ControllerConfig(kind="uniform"),  # its value is no distance, so no floor can gate it
@@ -109,7 +109,7 @@ def cells(scale: float) -> dict[str, TrainCell | FlowCell]:
     }
     ours = {
         f"iRDM, 1 step, batch {n}": TrainCell(
-            digits_run(
+            DIGITS.run(
                 rollout=n,
                 distance=NystromMMDConfig(bandwidths=OUR_BANDWIDTHS, condition_bandwidth=joint),
                 controller=ControllerConfig(kind="uniform"),  # the gate would stop at the real floor; rivals go on
@@ -123,7 +123,7 @@ def cells(scale: float) -> dict[str, TrainCell | FlowCell]:
         "MeanFlow": FlowCell(TUNED["mean-flow"], seconds, (1,)),
         "flow matching": FlowCell(TUNED["flow-matching"], seconds, FLOW_STEPS),
     }
-    return {PRESET: TrainCell(digits_run(), measure, seconds), **ours, **drifting, **flows}
+    return {PRESET: TrainCell(DIGITS.run(), measure, seconds), **ours, **drifting, **flows}
 
 
 def measure(run: Path, result: Result | None) -> Numbers:

@@ -97,7 +97,7 @@ class ConvGenerator(Generator):
         picture = enlarged(self.to_picture(x), self.sides[-1])
         for narrow, blocks, size in zip(self.narrow, self.blocks, self.sides[1:], strict=True):
             x = enlarged(narrow(x), size)  # narrowed first: a quarter of the work
-            for block in blocks:
+            for block in blocks:  # type: ignore[attr-defined] # a list of them
                 x = block(x, style, next(maps).unflatten(1, (1, *size)))
         return torch.sigmoid(picture + self.to_detail(F.silu(x))).contiguous()
 
