@@ -16,16 +16,19 @@ from irdm.checkpoint import save_checkpoint
 from irdm.cli import main
 from irdm.conditions import to_bytes
 from irdm.data import DigitsConfig
+from irdm.evaluation.result import Result, write_result
 from irdm.export import FORMATS, export_run
 from irdm.export.files import WRITERS
 from irdm.files import read_tensors
 from irdm.generators import KleinConfig, MLPConfig
-from irdm.generators.klein_folder import hash_folder
 from irdm.generators.klein_lora import TARGETS, adapters, merged
 from irdm.generators.klein_teacher import load_pipeline
 from irdm.generators.klein_tiny import cached_tiny, write_tiny
+from irdm.geneval.summary import Rate, Scored, write_scored
+from irdm.metrics.score import Estimate, Score
 from irdm.presets import RunConfig
 from irdm.run import claim_run, load_run, write_record
+from irdm.text.contexts import hash_files
 
 KEPT = SPEC.model_copy(update={"examples": tuple(PROMPTS)})
 
@@ -86,7 +89,7 @@ def test_the_official_pipeline_loads_the_whole_folder_and_draws_our_image(name, 
     assert torch.equal(official(pipe), ours(run))
     assert torch.equal(written(model=out, precision=precision), ours(run))  # and so does irdm
     for part in ("vae", "text_encoder"):
-        assert hash_folder(out / part) == hash_folder(cached_tiny() / part)
+        assert hash_files(out / part) == hash_files(cached_tiny() / part)
 
 
 def test_the_transformer_alone_is_loaded_by_diffusers(full, tmp_path):
@@ -195,6 +198,24 @@ def test_the_card_says_what_a_user_must_know(full, tmp_path):
     ):
         assert said in text
     assert "license" not in text  # the tiny model is nobody's
+
+
+def test_the_card_has_the_scores_that_lie_in_the_run(tmp_path):
+    run = run_of(tmp_path / "run")
+    value = Estimate(value=1.25, ci95=(1.0, 1.5), control=1.02)
+    score = Score(label="SW ratio", direction="lower", says="", mean=value, held_out=value)
+    write_result(run / "result.json", Result(source={}, reference={}, protocol={}, scores={"sw_ratio": score}))
+    rate = Rate(value=0.826, ci95=(0.81, 0.84), prompts=553)
+    scored = Scored(
+        metric="GenEval", kind="official", scorer={"weights": "ab12"}, prompts="0" * 64, published=True, render={},
+        rates={"counting": rate}, overall=rate, pickscore=Estimate(value=22.76), images=(),
+    )  # fmt: skip
+    (run / "geneval" / "scored-official").mkdir(parents=True)
+    write_scored(run / "geneval" / "scored-official", scored)
+    text = (export_run(run, "bfl", tmp_path / "out") / "README.md").read_text()
+    assert "| SW ratio | 1.25 |  | 1.02 |" in text
+    assert "GenEval: 0.826 (95% 0.810 to 0.840; counting 0.826); PickScore of the same images: 22.76." in text
+    assert 'Scorer: `{"weights": "ab12"}`' in text and "Not judged" not in text
 
 
 def test_targets_are_all_linear_maps_of_the_blocks():

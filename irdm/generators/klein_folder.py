@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from irdm.files import cache_dir, hash_of, replaced_folder, sha256_of
+from irdm.files import cache_dir, replaced_folder
 from irdm.generators.klein_tiny import cached_tiny
+from irdm.text.contexts import hash_files
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
@@ -86,7 +87,7 @@ class KleinFolder:
     @cached_property
     def hashes(self) -> dict[str, str]:
         """sha256 of the weights and configuration of each network."""
-        return {part: hash_folder(self.path / part) for part in ("transformer", "vae", "text_encoder")}
+        return {part: hash_files(self.path / part) for part in ("transformer", "vae", "text_encoder")}
 
     def load_transformer(self, dtype: torch.dtype) -> Flux2Transformer2DModel:
         """The transformer; on the meta device, when that is torch's default, its shapes alone."""
@@ -171,11 +172,6 @@ def published_sizes() -> Path:
                 (partial / part / "config.json").write_text(json.dumps(sizes))
             (partial / "model_index.json").write_text(json.dumps({"_class_name": PIPELINE, "is_distilled": True}))
     return folder
-
-
-def hash_folder(path: Path) -> str:
-    """sha256 of the weights and the configuration of a part."""
-    return hash_of({file.name: sha256_of(file) for file in [path / "config.json", *sorted(path.glob("*.safetensors"))]})
 
 
 def _json(path: Path) -> dict[str, Any]:

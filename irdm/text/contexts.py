@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,8 +91,8 @@ class ContextEncoder:
     def identity(self) -> dict[str, Any]:
         """What decides the numbers: weights, tokenizer, template, layers, precision; the length stands beside it."""
         return {
-            "encoder": _hash(self.folder / "text_encoder", ("config.json", "*.safetensors")),
-            "tokenizer": _hash(self.folder / "tokenizer", ("*.json", "*.txt", "*.jinja")),
+            "encoder": hash_files(self.folder / "text_encoder"),
+            "tokenizer": hash_files(self.folder / "tokenizer", ("*.json", "*.txt", "*.jinja")),
             "template": self.rendered("CAPTION"),
             "layers": [*LAYERS],
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -258,10 +258,16 @@ def _config(path: Path) -> Mapping[str, Any]:
     return config
 
 
-def _hash(folder: Path, patterns: Sequence[str]) -> str:
-    """sha256 of the files of a folder and their names."""
-    files = sorted({file for pattern in patterns for file in folder.glob(pattern)})
-    return hash_of({file.name: sha256_of(file) for file in files})
+def hash_files(folder: Path, patterns: Sequence[str] = ("config.json", "*.safetensors")) -> str:
+    """sha256 of files of a folder and their names: as a rule, the weights and the configuration of a network."""
+    files = {file for pattern in patterns for file in folder.glob(pattern)}
+    return hash_of({file.name: _sha256(file, file.stat().st_size, file.stat().st_mtime_ns) for file in files})
+
+
+@cache
+def _sha256(path: Path, size: int, changed: int) -> str:
+    """Read once, for some gigabytes take a while."""
+    return sha256_of(path)
 
 
 @contextmanager
