@@ -1,5 +1,6 @@
 """The scorer without mmcv: its decoding against a slow one, its colours and files; of networks with random weights."""
 
+import hashlib
 import json
 import math
 
@@ -157,6 +158,21 @@ def test_a_folder_is_loaded_whole_or_not_at_all(tmp_path, mask2former):
         Detector.load(tmp_path)
     with pytest.raises(ValueError, match="needs a folder of a Mask2Former"):
         TransformersScorer.load(None)
+
+
+def test_both_networks_are_loaded_from_disk_and_named_by_their_hashes(tmp_path, mask2former, monkeypatch):
+    import open_clip
+
+    monkeypatch.setattr("irdm.geneval.detector.CLIP", "ViT-S-32-alt")  # the smallest that open_clip knows
+    mask2former.save_pretrained(tmp_path / "mask2former")
+    weights = open_clip.create_model("ViT-S-32-alt", force_quick_gelu=True).state_dict()
+    torch.save(weights, tmp_path / "clip.pt")
+    scorer = TransformersScorer.load(tmp_path / "mask2former", tmp_path / "clip.pt")
+    found = scorer.colours.model.state_dict()
+    assert all(torch.equal(found[name], weights[name]) for name in weights)
+    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in
+              (tmp_path / "clip.pt", tmp_path / "mask2former/model.safetensors")]  # fmt: skip
+    assert [scorer.identity["clip"], scorer.identity["files"]["model.safetensors"]] == hashes
 
 
 def test_clip_that_cannot_be_loaded_is_named(tmp_path, monkeypatch):
