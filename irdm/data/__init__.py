@@ -14,9 +14,10 @@ from irdm.data.image_source import printable
 from irdm.data.images import ImagesConfig, Pictures, pictures_like
 from irdm.data.sources import ImageSource, open_source
 from irdm.data.spiral import SpiralConfig
+from irdm.data.world import WorldConfig
 
 AnyData = Annotated[
-    CaptionedConfig | DigitsConfig | IdxConfig | ImagesConfig | SpiralConfig, Field(discriminator="kind")
+    CaptionedConfig | DigitsConfig | IdxConfig | ImagesConfig | SpiralConfig | WorldConfig, Field(discriminator="kind")
 ]
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "SpiralConfig",
     "Split",
     "TensorSplit",
+    "WorldConfig",
     "open_source",
     "pictures_like",
     "printable",

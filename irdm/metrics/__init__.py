@@ -21,6 +21,7 @@ from irdm.metrics.mmd import mmd_ratio
 from irdm.metrics.score import Estimate, Score
 from irdm.metrics.sliced_wasserstein import SlicedWassersteinRatio, sw_ratio, sw_ratio_unseen, whitened_ratio
 from irdm.metrics.tables import Real, Table
+from irdm.metrics.world import world
 
 METRICS: dict[str, Metric] = {
     "sw_ratio": sw_ratio,
@@ -39,6 +40,7 @@ METRICS: dict[str, Metric] = {
     "vendi": vendi,
     "label_accuracy": label_accuracy,
     "joint_ratio": joint_ratio,
+    "world": world,
 }
 
 __all__ = [
