@@ -126,7 +126,7 @@ def reopened(config: KleinConfig, loaded: LoadedRun, file: Path, dtype: str, to:
     """The generator that a file makes of the published model; None for the one format that irdm does not read."""
     if to == "lora-bfl":
         return None
-    update = {"weights": file, "weights_sha256": None}
+    update = {"weights": file, "weights_sha256": None, "compile": False}  # as the pipeline will draw with it
     if to != "lora":
         update |= {"lora_rank": None, "precision": dtype}
     return config.model_copy(update=update).build(loaded.image_shape, loaded.spec)
