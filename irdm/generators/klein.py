@@ -54,7 +54,7 @@ class KleinConfig(Config):
     gradient_checkpointing: bool = free(False)
     """Recompute each block in the backward pass: the same gradient in less memory and a third more time."""
     compile: bool = False
-    """Compile the blocks of the transformer; it draws the same up to the rounding of the precision, and not to the bit."""
+    """Compile the blocks of the transformer: the same numbers up to the rounding of the precision."""
     weights: Path | None = None
     """A .safetensors, .pth or .pt file to start from: a student's transformer, or adapters of this rank."""
     weights_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
