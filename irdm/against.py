@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from irdm.browser import FILE, Unwritable, write_program
 from irdm.build import build_battery, reference_of
 from irdm.conditions import Conditions, draw
 from irdm.data import printable
@@ -157,6 +158,10 @@ def evaluate_run(
         shown = gallery(generated, against.pictures, config.gallery, config.seed)
         shown |= closest_pairs(result.scores, table, real)
         write_samples(target / "samples.npz", shown)
+        try:
+            write_program(target / FILE, loaded.generator, loaded.spec)
+        except Unwritable as error:
+            (progress or silent)(f"the report cannot draw pictures of its own: {error}")
         pictures = torch.from_numpy(shown["generated"]).float() / 255
         save_png(target / "samples" / "final.png", image_grid(pictures, config.gallery))
         write_result(target / RESULT, result)

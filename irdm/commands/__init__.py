@@ -48,6 +48,7 @@ COMMANDS = {
     "geneval": ("render|score|golden", "images of GenEval's prompts, drawn by a run and judged by a scorer"),
     "render": ("PROMPTS --model DIR --out DIR", "pictures of prompts by the four-step teacher, the best of several"),
     "sample": ("RUN", "draw images: a picture, files or arrays"),
+    "play": ("RUN", "a page on this machine: ask a run for pictures, see them drawn"),
     "contexts": ("PRESET --out DIR", "what klein reads of a run's captions, encoded once"),
     "export": ("RUN --to FORMAT", "a trained klein for diffusers, Black Forest Labs' code or ComfyUI"),
     "report": ("RUN", "write RUN/report.html from what a run or an evaluation holds"),

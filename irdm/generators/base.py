@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 from irdm.conditions import Conditions
 
@@ -52,6 +52,13 @@ class Generator(nn.Module):
         Raises ValueError when they cannot be drawn.
         """
         return []
+
+    def written(self, conditions: Conditions) -> tuple[Callable[..., Tensor], dict[str, Tensor]]:
+        """How a page draws it (`irdm.browser`): f(noise, **rows) -> images, and the rows of the conditions for f.
+
+        f is made of operations on tensors alone; what a forward does before, such as reading text, is done here.
+        """
+        return self, conditions.inputs()
 
     def buffer_versions(self) -> dict[str, int]:
         """How often each buffer was written to."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from irdm.report.read import Contents, Row, read
 
 GROUPS = {"held_out": ("Held out", "out"), "held_in": ("Held in", "in"), "mean": ("All encoders", "all")}
 ARROWS = {"lower": "↓", "higher": "↑", "real": "="}
+LARGEST = 5_000_000  # bytes of a page
 SHORT = 200  # characters of a value in a list of facts
 
 
@@ -30,10 +32,17 @@ def write_report(folder: Path) -> Path:
     when the page cannot be written.
     """
     contents = read(Path(folder))
-    page = PAGES.get_template("template.html").render(_context(contents))
+    page = _page(contents)
+    if contents.program and len(page) > LARGEST:
+        note = f"With the generator in it this page would have {len(page) / 1e6:.1f} MB, so it is left out."
+        page = _page(replace(contents, program=None, notes=[*contents.notes, note]))
     path = contents.folder / "report.html"
     write_atomic(path, page.encode("utf-8", "replace"))  # a file name can hold bytes that no text has
     return path
+
+
+def _page(contents: Contents) -> str:
+    return PAGES.get_template("template.html").render(_context(contents))
 
 
 def fact(value: object) -> str:
@@ -95,6 +104,7 @@ def _context(contents: Contents) -> dict[str, Any]:
         "gallery": shown,
         "latest": None if shown else latest_grid(contents.folder / "samples"),
         "pairs": pairs(contents.samples),
+        "drawing": contents.program.page() if contents.program else None,
         "curves": _curves(log, contents.reference.floors),
         "texts": contents.texts,
         "facts": _facts(contents),

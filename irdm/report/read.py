@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from irdm.browser import FILE, Program, read_program
 from irdm.evaluation import Result, read_result
 from irdm.evaluation.pictures import SIDES
 from irdm.files import read_json, read_manifest
@@ -88,6 +89,8 @@ class Contents:
     held_out: list[str]
     """Encoders of the result that no generator was trained against."""
     samples: dict[str, NDArray]
+    program: Program | None
+    """The generator, for the page to draw with."""
     texts: dict[str, str]
     """Long JSON as it is shown, by title."""
     notes: list[str]
@@ -127,7 +130,8 @@ def read(folder: Path) -> Contents:
             if not abs(number) <= LARGEST:
                 raise ValueError(f"{result_path}: {field} is beyond {LARGEST:g}, which no score can be. {mend}")
     held_out, samples = judged.protocol.real.held_out, _samples(folder / "samples.npz")
-    return Contents(folder, config, reference, rows, result, held_out, samples, texts, notes)
+    program = read_program(folder / FILE)
+    return Contents(folder, config, reference, rows, result, held_out, samples, program, texts, notes)
 
 
 def _reference(path: Path) -> RunReference:
