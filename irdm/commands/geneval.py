@@ -1,4 +1,4 @@
-"""`irdm geneval render | score | golden`: GenEval's prompts drawn by a run, and judged by a scorer."""
+"""`irdm geneval prompts | render | score | golden`: GenEval's prompts drawn by a run, and judged by a scorer."""
 
 from __future__ import annotations
 
@@ -19,6 +19,17 @@ if TYPE_CHECKING:
     from irdm.metrics.pickscore import PickScore
 
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Prompts(Config):
+    """Writes prompts of the captioned world (--data.kind world) in GenEval's format, for `irdm geneval render` and the
+    scorer exact: of compositions that are trained on, or of those that no training caption has.
+    """
+
+    out: Out = word()
+    """The file, such as prompts.jsonl."""
+    side: Literal["seen", "held-out"] = "held-out"
+    """Compositions."""
 
 
 class Render(Config):
@@ -56,9 +67,9 @@ class Scoring(Config):
 
     folder: Path = word()
     """A rendered folder."""
-    scorer: Literal["official", "transformers"] = "official"
+    scorer: Literal["official", "transformers", "exact"] = "official"
     """official: GenEval's own script, the published metric; transformers: the same rules on another detector, which
-    needs no mmdet and is another metric."""
+    needs no mmdet and is another metric; exact: for pictures of the captioned world, read without a network."""
     python: Path | None = None
     """The Python of the environment that has mmdet (official)."""
     repo: Path | None = None
@@ -100,6 +111,14 @@ class Golden(Scoring):
     """Record the verdicts, of a build that you trust."""
     agreement: Share = 0.98
     """Share of verdicts that must be repeated."""
+
+
+def prompts(given: Prompts, command: str) -> int:
+    """Write the file."""
+    from irdm.geneval.exact import write_world_prompts
+
+    print(f"{given.out}: {write_world_prompts(given.out, given.side)} prompts")
+    return 0
 
 
 def render(given: Render, command: str) -> int:
@@ -211,13 +230,18 @@ def opened(given: Scoring) -> Scorer:
     """The scorer. Raises UsageError for options of the other one, ValueError when something of it is missing."""
     from irdm.run import resolve_device
 
-    of_other = ("clip",) if given.scorer == "official" else ("python", "repo", "config")
-    if odd := [name for name in of_other if getattr(given, name)]:
+    of_official = ("python", "repo", "config")
+    of_other = {"official": ("clip",), "transformers": of_official, "exact": ("weights", "clip", *of_official)}
+    if odd := [name for name in of_other[given.scorer] if getattr(given, name)]:
         raise UsageError(f"--{odd[0]} is not for --scorer {given.scorer}; leave it out")
     if given.scorer == "official":
         from irdm.geneval.official import OfficialScorer
 
         return OfficialScorer(given.python, given.repo, given.config, given.weights)
+    if given.scorer == "exact":
+        from irdm.geneval.exact import ExactScorer
+
+        return ExactScorer()
     from irdm.geneval.detector import TransformersScorer
 
     return TransformersScorer.load(given.weights, given.clip, resolve_device(given.device))
@@ -239,6 +263,7 @@ def _pickscore(given: Score) -> PickScore | str:
 
 
 COMMAND: dict[str, Any] = {
+    "prompts": Command(Prompts, prompts),
     "render": Command(Render, render),
     "score": Command(Score, score),
     "golden": Command(Golden, golden),

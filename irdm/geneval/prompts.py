@@ -21,6 +21,7 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator, model_
 
 from irdm.config import Config
 from irdm.fields import nearest, plain
+from irdm.world.scene import SHAPES
 
 PUBLISHED = {"single_object": 80, "two_object": 99, "counting": 80, "colors": 94, "position": 100, "color_attr": 100}
 """The six categories, and how many prompts of each the published file has."""
@@ -53,7 +54,7 @@ class Exclusion(Config):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        if name not in OBJECTS:
+        if name not in OBJECTS and name not in SHAPES:  # the second are those of the captioned world
             raise ValueError(f"is '{name}', which no detector of COCO knows{nearest(name, OBJECTS)}")
         return name
 

@@ -1,6 +1,6 @@
 """A world in which captions, pictures and the judge are all known exactly: shapes in four cells of 16x16 pixels."""
 
-from irdm.world.build import make
+from irdm.world.build import make, picture
 from irdm.world.captions import CATEGORIES, EMBEDDER, Ask, Part, embed, read
 from irdm.world.judge import correct, read_scenes, shows
 from irdm.world.scene import COLOURS, SHAPES, SIDE, draw_scenes
@@ -20,6 +20,7 @@ __all__ = [
     "embed",
     "is_held_out",
     "make",
+    "picture",
     "read",
     "read_scenes",
     "shows",

@@ -5,13 +5,15 @@ Letters: n rows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from irdm.ops.sampling import generator_for
-from irdm.world.captions import CATEGORIES, Ask, placements
-from irdm.world.scene import EMPTY, code, draw_scenes
+from irdm.world.captions import CATEGORIES, Ask, placements, read
+from irdm.world.scene import CELLS, EMPTY, code, draw_scenes
 from irdm.world.splits import Side, captions_of, palette
 
 
@@ -22,14 +24,19 @@ def make(count: int, seed: int, side: Side) -> tuple[Float32[Tensor, "n 3 16 16"
     colours.
     """
     generator = generator_for("world", seed, side)
-    by_category, uniform = captions_of(side), torch.rand(count, 7, generator=generator, dtype=torch.float64).tolist()
-    captions, cells = [], []
-    for row, numbers in enumerate(uniform):
-        ask, texts = _pick(by_category[CATEGORIES[row % len(CATEGORIES)]], numbers[0])
+    by_category = captions_of(side)
+    captions = []
+    for row, numbers in enumerate(torch.rand(count, 2, generator=generator, dtype=torch.float64).tolist()):
+        _, texts = _pick(by_category[CATEGORIES[row % len(CATEGORIES)]], numbers[0])
         captions.append(_pick(texts, numbers[1]))
-        cells.append(_scene(ask, numbers[2:]))
-    category = torch.arange(count) % len(CATEGORIES)
-    return draw_scenes(torch.tensor(cells), generator), captions, category
+    return picture(captions, generator), captions, torch.arange(count) % len(CATEGORIES)
+
+
+def picture(captions: Sequence[str], generator: torch.Generator) -> Float32[Tensor, "n 3 16 16"]:
+    """A real picture of each caption. Raises ValueError for one that cannot be read or shown."""
+    numbers = torch.rand(len(captions), 1 + CELLS, generator=generator, dtype=torch.float64).tolist()
+    cells = [_scene(read(caption), some) for caption, some in zip(captions, numbers, strict=True)]
+    return draw_scenes(torch.tensor(cells, dtype=torch.int64).reshape(-1, CELLS), generator)
 
 
 def _scene(ask: Ask, numbers: list[float]) -> list[int]:

@@ -1,0 +1,102 @@
+"""GenEval in the captioned world: its prompt file for shapes, and the exact judge as a scorer.
+
+Nothing of it is learned: `irdm.world.judge` reads the pixels. A picture is correct when it shows what was asked for and
+nothing else, which the lines of the file say too: `exclude` holds one more of every shape.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from irdm.files import hash_of, write_atomic
+from irdm.geneval.layout import Sample
+from irdm.geneval.prompts import PUBLISHED, Prompt
+from irdm.geneval.verdicts import write_verdicts
+from irdm.progress import Meter, Say, silent
+from irdm.world.captions import read
+from irdm.world.judge import FAR, LEFT, QUIET, UNCLEAR, read_scenes, shows
+from irdm.world.scene import COLOURS, EMPTY, SHAPES, SIZES, named
+from irdm.world.splits import Side, captions_of
+
+
+def world_prompts(side: Side) -> list[Prompt]:
+    """Captions of a side, as many of a category as GenEval has or as there are, evenly spaced."""
+    found = []
+    for tag, asks in captions_of(side).items():
+        texts = [text for _, some in asks for text in some]
+        most = min(PUBLISHED[tag], len(texts))
+        found += [prompt_of(texts[len(texts) * row // most]) for row in range(most)]
+    return found
+
+
+def write_world_prompts(path: Path, side: Side) -> int:
+    """Write them as GenEval's file has its own, a line each; returns how many there are."""
+    prompts = world_prompts(side)
+    write_atomic(path, "".join(f"{json.dumps(prompt.metadata)}\n" for prompt in prompts))
+    return len(prompts)
+
+
+def prompt_of(caption: str) -> Prompt:
+    """A caption of the world as a line of the file. Raises ValueError for a caption that the world cannot read."""
+    ask = read(caption)
+    clauses: list[dict[str, Any]] = []
+    for part in ask.parts[::-1]:  # GenEval names the object that another is beside first
+        clauses.append({"class": part.shape, "count": part.many, **({"color": part.colour} if part.colour else {})})
+    if ask.relation:
+        clauses[-1]["position"] = [ask.relation, 0]
+    asked = {shape: sum(part.many for part in ask.parts if part.shape == shape) for shape in SHAPES}
+    exclude = [{"class": shape, "count": count + 1} for shape, count in asked.items()]
+    return Prompt.model_validate({"tag": ask.category, "include": clauses, "exclude": exclude, "prompt": caption})
+
+
+class ExactScorer:
+    """Reads every picture, and compares it with what its prompt asks for."""
+
+    kind = "exact"
+    metric = "exact judge of the captioned world, reported as GenEval is"
+
+    def __init__(self):
+        self.identity = {"rules": hash_of([SHAPES, COLOURS, SIZES, QUIET, LEFT, FAR])}
+
+    def __call__(self, folder: Path, samples: Sequence[Sample], out: Path, progress: Say = silent) -> None:
+        """Write a verdict an image to `out`. Raises ValueError for prompts and images that are not of the world."""
+        tick = Meter("exact judge", len(samples), "images", progress)
+        lines = []
+        for sample in samples:
+            if prompt_of(sample.prompt.prompt) != sample.prompt:
+                raise ValueError(
+                    f"Prompt {sample.number}, '{sample.prompt.prompt}', asks for something else than its line says; "
+                    "give a file of `irdm geneval prompts`."
+                )
+            lines.append(self.verdict(sample))
+            tick()
+        write_verdicts(out, lines)
+
+    def verdict(self, sample: Sample) -> dict[str, Any]:
+        """Of one image, as the official scorer writes it."""
+        with Image.open(sample.path) as file:
+            levels = np.asarray(file.convert("RGB"), dtype=np.float32)
+        try:
+            cells: list[int] = read_scenes(torch.from_numpy(levels).permute(2, 0, 1)[None] / 255)[0].tolist()
+        except ValueError as error:
+            raise ValueError(f"{sample.path}: {error}") from None
+        prompt, ask = sample.prompt, read(sample.prompt.prompt)
+        seen = ["nothing" if cell == EMPTY else "unclear" if cell == UNCLEAR else _said(cell) for cell in cells]
+        correct = shows(cells, ask)
+        return {
+            "filename": str(sample.path), "tag": prompt.tag, "prompt": prompt.prompt, "correct": correct,
+            "reason": "" if correct else f"shows {', '.join(seen)}", "metadata": prompt.metadata,
+            "details": {"cells": seen},
+        }  # fmt: skip
+
+
+def _said(cell: int) -> str:
+    shape, colour = named(cell)
+    return f"a {colour} {shape}"
