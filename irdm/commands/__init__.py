@@ -45,7 +45,7 @@ COMMANDS = {
     "eval": ("SOURCE [--against REAL]", "judge a run, a folder or an archive of images against real ones"),
     "reference": ("build|import|show", "real images under every encoder: what training and eval compare with"),
     "compare": ("A B", "the paired difference of two evaluations, with its interval"),
-    "geneval": ("render|score|golden", "images of GenEval's prompts, drawn by a run and judged by a scorer"),
+    "geneval": ("prompts|render|score|golden", "images of GenEval's prompts, drawn by a run and judged by a scorer"),
     "render": ("PROMPTS --model DIR --out DIR", "pictures of prompts by the four-step teacher, the best of several"),
     "sample": ("RUN", "draw images: a picture, files or arrays"),
     "play": ("RUN", "a page on this machine: ask a run for pictures, see them drawn"),
