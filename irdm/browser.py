@@ -101,24 +101,30 @@ def program_of(generator: Generator, spec: Spec) -> Program:
     """Record a generator, which is in evaluation mode. Raises Unwritable."""
     if (numbers := sum(parameter.numel() for parameter in generator.parameters())) > MOST:
         raise Unwritable(f"the generator has {numbers:,} numbers, and a page holds {MOST:,} at most")
+    device = next(generator.parameters()).device
+    try:
+        return _program(generator.cpu(), spec)  # a page computes as a CPU does
+    finally:
+        generator.to(device)
+
+
+def _program(generator: Generator, spec: Spec) -> Program:
     conditions = spec.each(1)
     function, rows = generator.written(conditions)
-    device = next(generator.parameters()).device
     noise = normal_rows(slice(0, CHECKED), generator.noise_shape, "browser")
     chosen = torch.linspace(0, len(conditions) - 1, CHECKED).round().long()
-    given = {name: row.to(device) for name, row in rows.items()}
-    drawn = function(noise.to(device), **{name: row[chosen.to(device)] for name, row in given.items()})
-    inputs = {"noise": noise[:1].to(device)} | {name: row[:1] for name, row in given.items()}
+    drawn = function(noise, **{name: row[chosen] for name, row in rows.items()})
+    inputs = {"noise": noise[:1]} | {name: row[:1] for name, row in rows.items()}
     with Recorder(inputs) as recorder:
         picture = function(**inputs)
     steps = recorder.leading_to(picture)
     used = {name for step in steps for name in step["in"]}
     if unused := [name for name in inputs if name not in used]:
         raise Unwritable(f"the generator reads its {' and '.join(unused)} by something that is no operation on tensors")
-    tensors = {name: _half(weight) for name, weight in recorder.weights.items() if name in used}
+    tensors = {name: weight for name, weight in recorder.weights.items() if name in used}
     tensors |= {f"choice.{name}": _half(row) for name, row in rows.items()}
     tensors |= {"check.noise": noise, "check.choice": chosen.int()}
-    tensors["check.pictures"] = (drawn.float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
+    tensors["check.pictures"] = (drawn.float().clamp(0, 1) * 255).round().to(torch.uint8)
     asked_by = "caption" if spec.free_text else "class"
     return Program(steps, conditions.captions(), asked_by, steps[-1]["out"], tensors)
 
@@ -165,7 +171,7 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Do it, and write it down. Raises Unwritable."""
         out = func(*args, **(kwargs or {}))
-        self.kept.append((args, out))
+        self.kept.append((args, kwargs, out))
         if any(id(leaf) in self.drawn for leaf in tree_leaves((args, kwargs))):
             self._write(str(func).split(".")[1], args, dict(kwargs or {}), out)
         return out
@@ -219,13 +225,13 @@ class Recorder(TorchDispatchMode):
         if id(tensor) not in self.names:
             self.kept.append(tensor)
             self.names[id(tensor)] = f"w{len(self.weights)}"
-            self.weights[self.names[id(tensor)]] = tensor
+            self.weights[self.names[id(tensor)]] = _half(tensor)
         return self.names[id(tensor)]
 
 
 def _half(tensor: Tensor) -> Tensor:
-    """On the CPU: whole numbers as int32, others as float16. Raises Unwritable for what that cannot hold."""
-    tensor = tensor.detach().cpu()
+    """A copy: whole numbers as int32, others as float16. Raises Unwritable for what that cannot hold."""
+    tensor = tensor.detach().clone()
     if not tensor.is_floating_point():
         return tensor.to(torch.int32).contiguous()
     half = tensor.to(torch.float16).contiguous()

@@ -56,8 +56,8 @@ def test_the_page_draws_what_pytorch_draws(tmp_path, kind):
     write_program(tmp_path / FILE, generator, spec)
     assert np.ptp(read_program(tmp_path / FILE).tensors["check.pictures"].numpy()) > 150
     page = write_report(tmp_path)
-    assert "draw" in opened(page, tmp_path)
     assert worst(page, tmp_path) <= 1
+    assert kind != "conv" or "draw" in opened(page, tmp_path)
 
 
 @needs_browser
