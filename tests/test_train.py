@@ -125,7 +125,15 @@ def test_a_run_directory_holds_what_is_promised(finished):
     out, printed = finished
     assert "held out" in printed and str(out / "report.html") in printed
     files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
-    assert {"config.json", "reference.json", "metrics.jsonl", "result.json", "report.html", "samples.npz"} <= files
+    assert {
+        "config.json",
+        "reference.json",
+        "metrics.jsonl",
+        "result.json",
+        "report.html",
+        "samples.npz",
+        "browser.safetensors",
+    } <= files
     assert {"samples/final.png", "samples/step-00000020.png"} <= files
     result = read_result(out)
     wanted = {"sw_ratio", "sw_ratio_unseen", "mmd_ratio", "nearest_neighbour_ratio", "label_accuracy"}
