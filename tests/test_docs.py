@@ -144,9 +144,16 @@ def test_python_of_the_tutorial(executed):
     assert found["conditions"].captions() == ["3", "5"] * 10
 
 
+def test_python_of_text_to_image(executed):
+    assert executed("docs/text-to-image.md")["images"].shape == (3, 3, 16, 16)
+
+
 def test_no_python_is_left_out():
     with_python = {name for name, page in PAGES.items() if fenced(page.read_text(encoding="utf-8"), "python")}
-    assert with_python == {"README.md", "docs/index.md", "docs/tutorial.md", "docs/extending.md"}
+    assert with_python == {
+        "README.md",
+        *(f"docs/{name}.md" for name in ("index", "tutorial", "extending", "text-to-image")),
+    }
 
 
 @pytest.fixture(scope="module")
