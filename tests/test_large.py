@@ -50,7 +50,7 @@ def test_a_reference_of_a_thousand_classes_and_large_images_is_light(tmp_path):
     assert len(reference.samples()) == 60 and reference.floors["a"] > 0
     assert len(reference.real().train) == 500 and reference.real().moments["a"].count == 3000
     shown = "\n".join(describe(reference))
-    assert "1000: class 0, class 143" in shown and max(map(len, shown.splitlines())) < 200
+    assert "1000 classes: class 0, class 143" in shown and max(map(len, shown.splitlines())) < 200
     sizes = [file.stat().st_size for file in (tmp_path / "r").rglob("*") if file.is_file()]
     assert sum(sizes) < 20_000_000, "features, 3 KB of thumbnail an image, tables of 500 rows, 60 images; no more"
 
