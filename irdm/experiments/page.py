@@ -19,9 +19,9 @@ over its seeds. Ratios divide a distance to real images by the same distance of 
 change the network, the noise and the references; the data split and the local encoders stay. `irdm experiment NAME
 --record docs` writes this page from `docs/results/*.json`.
 
-**The local battery has changed since** most of these were recorded: `batch`, `distance`, `gaming`, `estimator` and `joint`
-have the encoders before those that see defects ([log](log.md#the-studies-again)), `controller` has those of now,
-and `peers` also the draws before [one law](log.md#one-law-of-draws). `spiral` needs none.
+**The local battery has changed since** most of these were recorded: `batch`, `distance`, `gaming`, `estimator` and
+`joint` have the encoders before those that see defects ([log](log.md#the-studies-again)), `controller` has those of
+now, and `peers` also the draws before [one law](log.md#one-law-of-draws). `spiral` needs none.
 """
 
 
