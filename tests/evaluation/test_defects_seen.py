@@ -21,8 +21,6 @@ from irdm.evaluation.defects import DEFECTS, Damaged
 from irdm.evaluation.sensitivity import ASKED
 
 MUST = ("noise", "blur", "jpeg", "near copies", "dropped")
-UNSEEN = {("local", "crops 28x28 grey", "dropped")}
-"""(panel, set, defect) that the verdict does not see: docs/log.md says why."""
 CONFIG = EvaluationConfig(directions=256, resamples=32, micro_batch=250)
 
 
@@ -90,8 +88,7 @@ def verdicts(panel, name, defects=MUST, draws=None):
 @pytest.mark.parametrize("panel", ["local", "lite"])
 def test_what_must_be_seen_is_seen(panel, name):
     found = list(verdicts(panel, name))
-    unseen = {(panel, name, defect) for defect, verdict in found if defect != "real" and verdict.real}
-    assert unseen <= UNSEEN
+    assert not [defect for defect, verdict in found if defect != "real" and verdict.real]
     assert sum(not verdict.real for defect, verdict in found if defect == "real") <= 1  # of four: 98.6% at 5% each
 
 
