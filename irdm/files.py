@@ -347,6 +347,18 @@ def read_tensors(path: Path, mend: str, device: str = "cpu") -> tuple[dict[str, 
         raise ValueError(f"{path} cannot be read as tensors ({error}). {mend}") from None
 
 
+def unpickled(path: Path, mmap: bool = False) -> Any:
+    """What a PyTorch file holds, on the CPU, read without running any code in it. Raises ValueError otherwise."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:  # a damaged pickle can raise anything
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise ValueError(
+            f"{path} cannot be read as tensors alone ({reason}). It is damaged, or holds code, which is never run. "
+            "Fetch it again, or save it as safetensors."
+        ) from None
+
+
 def safetensors_header(tensors: list[tuple[str, str, list[int], int]], notes: Mapping[str, str] | None = None) -> bytes:
     """The head of a safetensors file of (name, dtype, shape, bytes) that follow in this order."""
     header: dict[str, Any] = {"__metadata__": dict(notes)} if notes else {}

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import load, load_file
 
-from irdm.files import read_json, sha256_of, write_atomic
+from irdm.files import cache_dir, read_json, sha256_of, write_atomic
 
 MANIFEST = "manifest.json"
 
@@ -48,8 +48,7 @@ class WeightSource:
 
 def weights_folder(folder: Path | None = None) -> Path:
     """`folder`, else $IRDM_WEIGHTS, else `weights` in irdm's cache ($IRDM_CACHE, else ~/.cache/irdm)."""
-    cache = Path(os.environ.get("IRDM_CACHE") or Path.home() / ".cache" / "irdm")
-    return folder or Path(os.environ.get("IRDM_WEIGHTS") or cache / "weights")
+    return folder or Path(os.environ.get("IRDM_WEIGHTS") or cache_dir() / "weights")
 
 
 def read_state(path: Path, data: bytes | None = None) -> dict[str, Any]:

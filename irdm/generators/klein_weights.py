@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from irdm.files import read_tensors, sha256_of
+from irdm.files import read_tensors, unpickled
 from irdm.generators.klein_lora import ADAPTERS
 from irdm.generators.klein_names import to_diffusers
+from irdm.generators.weights import check_file, entry_problems
 
 if TYPE_CHECKING:
     from irdm.generators.klein import Klein
@@ -30,10 +31,7 @@ def load_student(generator: Klein, path: Path, sha256: str | None = None) -> Non
     Raises ValueError when the file is absent, damaged, of another sha256, or not this network's: every entry that is
     missing, unexpected, of another shape or not finite is named. The generator is then unchanged.
     """
-    if not path.is_file():
-        raise ValueError(f"There is no file {path}; give the .safetensors, .pth or .pt file of the weights.")
-    if sha256 and (found := sha256_of(path)) != sha256:
-        raise ValueError(f"{path} has the sha256 {found}, expected {sha256}; it is another file, or damaged.")
+    check_file(path, sha256)
     state, notes = read_student(path)
     rank, adapters = generator.lora_rank, any(".lora_A." in name for name in state)
     if adapters != (rank is not None):
@@ -46,14 +44,7 @@ def load_student(generator: Klein, path: Path, sha256: str | None = None) -> Non
         )
     state = adapters_of(state, notes, generator, path) if rank is not None else state
     expected = {name.removeprefix("transformer."): tensor for name, tensor in generator.trained().items()}
-    problems = [f"missing: {name} {[*tensor.shape]}" for name, tensor in expected.items() if name not in state]
-    for name, tensor in state.items():
-        if name not in expected:
-            problems.append(f"unexpected: {name} {[*tensor.shape]}")
-        elif tensor.shape != expected[name].shape:
-            problems.append(f"another shape: {name} is {[*tensor.shape]}, expected {[*expected[name].shape]}")
-        elif not tensor.isfinite().all():
-            problems.append(f"not finite: {name} holds NaN or infinity")
+    problems = entry_problems(state, {name: tensor.shape for name, tensor in expected.items()})
     if problems:
         more = f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else ""
         raise ValueError(f"{path} is not of this klein:\n  " + "\n  ".join(problems[:20]) + more)
@@ -69,9 +60,9 @@ def read_student(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     notes: dict[str, str] = {}
     if path.suffix == ".safetensors":
-        state, notes = read_tensors(path, "Fetch it again.")
+        state, notes = read_tensors(path, "It is damaged: fetch it again.")
     elif path.suffix in (".pth", ".pt"):
-        state = _unpickled(path)
+        state = _student(path)
     else:
         raise ValueError(f"{path} ends in '{path.suffix}'; weights are read from .safetensors, .pth or .pt.")
     if any(".lora_A." in name for name in state):
@@ -117,16 +108,9 @@ def adapters_of(
     return found
 
 
-def _unpickled(path: Path) -> dict[str, Tensor]:
-    """Tensors of a PyTorch file, read without running any code in it."""
-    try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # a damaged pickle can raise anything
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise ValueError(
-            f"{path} cannot be read as a file of tensors alone ({reason}). It is damaged, or holds code, which is "
-            "never run. Fetch it again, or save it as safetensors."
-        ) from None
+def _student(path: Path) -> dict[str, Tensor]:
+    """Tensors of a PyTorch file, or of its entry `model`."""
+    state = unpickled(path, mmap=True)
     beside: list[str] = []
     if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
         beside = [name for name, value in state.items() if name != "model" and not isinstance(value, int | float | str)]

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from irdm.files import sha256_of, write_tensors
+from irdm.files import read_tensors, unpickled, write_tensors
+from irdm.generators.weights import check_file, entry_problems
 
 ALIASES = {"._flax_linear.": ".linear.", "._flax_embedding.": ".embedding."}  # of releases converted from JAX
 SKIPPED = "rope_freqs"  # a table that follows from the shapes
@@ -35,24 +34,12 @@ def load_weights(network: nn.Module, path: Path, sha256: str | None = None) -> N
         ValueError: when the file is absent, damaged, of another sha256, or not this network's; it names every entry
             that is missing, unexpected, of another shape, or not finite. The network is then unchanged.
     """
-    if not path.is_file():
-        raise ValueError(f"There is no file {path}; give the .safetensors, .pth or .pt file of the weights.")
-    if sha256 and (found := sha256_of(path)) != sha256:
-        raise ValueError(
-            f"{path} has the sha256 {found}, expected {sha256}; it is another file or damaged. Fetch it again."
-        )
+    check_file(path, sha256)
     state, problems = _rename(_read(path))
     shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
     second = {f"net.v_{name.removeprefix('net.u_')}": s for name, s in shapes.items() if name.startswith("net.u_")}
     expected = shapes | (second if second.keys() & state.keys() else {})
-    problems += [f"missing: {name} {[*shape]}" for name, shape in expected.items() if name not in state]
-    for name, tensor in state.items():
-        if name not in expected:
-            problems.append(f"unexpected: {name} {[*tensor.shape]}")
-        elif tensor.shape != expected[name]:
-            problems.append(f"another shape: {name} is {[*tensor.shape]}, expected {[*expected[name]]}")
-        elif not tensor.isfinite().all():
-            problems.append(f"not finite: {name} holds NaN or infinity")
+    problems += entry_problems(state, expected)
     if problems:
         raise ValueError(
             f"{path} does not hold the weights of this network. Give the file that belongs to the configured "
@@ -63,21 +50,12 @@ def load_weights(network: nn.Module, path: Path, sha256: str | None = None) -> N
 
 def _read(path: Path) -> Mapping[str, Tensor]:
     """The entries of a file. Raises ValueError for one that cannot be read, or holds anything but named tensors."""
-    readers = {
-        ".safetensors": load_file,
-        ".pth": lambda file: torch.load(file, map_location="cpu", weights_only=True),
-        ".pt": lambda file: torch.load(file, map_location="cpu", weights_only=True),
-    }
-    if path.suffix not in readers:
-        raise ValueError(f"{path} ends in '{path.suffix}'; weights are read from {', '.join(readers)}.")
-    try:
-        state = readers[path.suffix](path)
-    except Exception as error:  # a damaged pickle can raise anything
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise ValueError(
-            f"{path} cannot be read as a {path.suffix} file of tensors alone ({reason}). It is damaged, or holds code, "
-            "which is never run. Fetch it again, or save it as safetensors."
-        ) from error
+    if path.suffix == ".safetensors":
+        state = read_tensors(path, "It is damaged: fetch it again.")[0]
+    elif path.suffix in (".pth", ".pt"):
+        state = unpickled(path)
+    else:
+        raise ValueError(f"{path} ends in '{path.suffix}'; weights are read from .safetensors, .pth or .pt.")
     if not isinstance(state, Mapping):
         raise ValueError(
             f"{path} holds a {type(state).__name__}, expected a dictionary of named tensors: a state dict."

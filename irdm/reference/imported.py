@@ -32,6 +32,7 @@ from irdm.files import (
     read_tensors,
     replaced_folder,
     sha256_of,
+    unpickled,
     write_manifest,
 )
 from irdm.progress import Say, silent
@@ -193,13 +194,7 @@ def _files(places: Sequence[Path]) -> list[Path]:
 
 def _bundles(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """(encoder, bundle) of a file."""
-    try:
-        body = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of the unpickler, of the archive, of the disk
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"{path} cannot be read as tensors alone ({first}). A bundle holds nothing else; do not open it otherwise."
-        ) from None
+    body = unpickled(path)
     if not isinstance(body, Mapping):
         raise ValueError(f"{path} holds a {type(body).__name__}, expected {{{', '.join(KEYS)}}} of an encoder.")
     if body and all(isinstance(value, Mapping) for value in body.values()):

@@ -83,7 +83,7 @@ def test_code_is_never_run_and_other_objects_are_refused(student, tmp_path):
     torch.save({"a": tmp_path}, path)
     refused("holds code, which is never run", path)
     path.write_bytes(b"nothing")
-    refused("cannot be read as a file of tensors alone", path)
+    refused("cannot be read as tensors alone", path)
 
 
 # Adapters.
