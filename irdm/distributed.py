@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # its functions keep the group there is when they are made, and with it gloo's threads
 from torch import Tensor, nn
 
 from irdm.ops.shards import divide, whole

@@ -1,5 +1,9 @@
 """What ranks tell each other, without any."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from irdm.distributed import Ranks
@@ -50,3 +54,26 @@ def test_gradients_are_summed_in_messages_of_some_size_each_once(monkeypatch):
     Ranks(0, 2).sum_gradients(parameters)
     assert sent == [6, 7, 1], "at least five numbers each, and the rest"
     assert [parameter.grad.unique().tolist() for parameter in parameters] == [[2], [4], [6], [0]]
+
+
+LEAVES = """
+import atexit, os
+names = lambda: [open(f"/proc/self/task/{task}/comm").read().strip() for task in os.listdir("/proc/self/task")]
+atexit.register(lambda: print(f"at the end {sum('gloo' in name for name in names())} threads"))  # runs last
+from irdm.distributed import Ranks
+ranks = Ranks.start("cpu")
+import torch.distributed.fsdp
+ranks.any(False)
+print(f"before {sum('gloo' in name for name in names()) > 0}")
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in Linux's /proc")
+def test_no_thread_of_gloo_is_left_when_a_rank_ends(tmp_path):
+    """One that is left may abort the process while Python ends, and torchrun then kills the other ranks."""
+    script = tmp_path / "leaves.py"
+    script.write_text(LEAVES)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    done = subprocess.run([*torchrun, str(script)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("before True") == 2 and done.stdout.count("at the end 0 threads") == 2, done.stdout
