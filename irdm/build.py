@@ -120,7 +120,7 @@ def build_training(
     ]
     conditions = (dataset.train.conditions, dataset.val.conditions)
     train, val = (side.features for side in sides)
-    return fit_reference(config.distance, train, val, conditions, device=device, **options)
+    return fit_reference(config.distance, train, val, conditions, device=device, ranks=ranks, **options)
 
 
 def reference_of(

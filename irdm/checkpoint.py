@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,16 @@ class Progress:
         yield
         self.seconds[what] = time.monotonic() - began
 
+    def skip(self, most: int) -> str:
+        """Count a step that was not finite; what to say of it. Raises FloatingPointError after `most` in a row."""
+        self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+        if self.in_a_row == most:
+            raise FloatingPointError(
+                f"{most} steps in a row were not finite, the last at step {self.step + 1}; the newest checkpoint is "
+                "from before them. Lower --lr or --clip-norm."
+            )
+        return f"step {self.step + 1}: the loss or its gradient is not finite; skipped ({self.skipped} so far)"
+
     def summary(self, rollout: int, ranks: int) -> dict[str, float]:
         """What a result says of the training that it judges."""
         return {
@@ -76,6 +87,42 @@ def save_checkpoint(
     for old in _folders(folder)[:-keep]:
         shutil.rmtree(old)
     return target
+
+
+class Writer:
+    """Writes checkpoints in a thread, one at a time: the files are those of `save_checkpoint`.
+
+    As a context it ends with the last one: what went wrong with it is raised, unless something else is on its way.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self._folder, self._keep = folder, keep
+        self._thread = ThreadPoolExecutor(1, "checkpoints")
+        self._last: Future[Path] | None = None
+
+    def write(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+        """Begin to write what nobody changes any more. Raises OSError when the one before could not be written."""
+        self.wait()
+        self._last = self._thread.submit(save_checkpoint, self._folder, step, tensors, state, self._keep)
+
+    @property
+    def failed(self) -> bool:
+        """Whether the last one is known not to have been written; `wait` raises why."""
+        return self._last is not None and self._last.done() and self._last.exception() is not None
+
+    def wait(self) -> None:
+        """Until the last one is there. Raises OSError when it could not be written."""
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: object, *error: object) -> None:
+        self._thread.shutdown()
+        if kind is None:
+            self.wait()
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

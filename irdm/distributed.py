@@ -11,14 +11,16 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 import torch.distributed.nn  # its functions keep the group there is when they are made, and with it gloo's threads
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from irdm.ops.shards import divide, whole
+from irdm.ops.shards import divide, is_divided, whole
 
 BUCKET = 2**26  # numbers of gradients in one message
 PATIENCE = timedelta(days=1)  # how long ranks wait for one that fits encoders, builds a reference or judges alone
@@ -58,23 +60,29 @@ class Ranks:
         """This rank's contiguous part of n rows; sizes differ by at most one and none is dropped or repeated."""
         return slice(self.rank * n // self.size, (self.rank + 1) * n // self.size)
 
-    def gather(self, rows: Tensor) -> tuple[Tensor, slice]:
-        """The rows of all ranks in order, [n_rank, d] -> [n, d], detached, and where this rank's own are in them.
+    @property
+    def part(self) -> tuple[int, int]:
+        """(rank, size): which part of what is divided, of how many."""
+        return self.rank, self.size
 
-        Counts may differ between ranks.
-        """
+    def gather(self, rows: Tensor, n: int) -> Tensor:
+        """The n rows of all ranks in order, detached, of which each gives its `share(n)`: [n_rank, d] -> [n, d]."""
         if self.size == 1:
-            return rows.detach(), slice(0, len(rows))
-        counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(self.size)]
-        _call(dist.all_gather, counts, torch.tensor([len(rows)], device=rows.device))
-        sizes = [int(count) for count in counts]
+            return rows.detach()
+        cuts = [rank * n // self.size for rank in range(self.size + 1)]
+        sizes = [stop - start for start, stop in pairwise(cuts)]
         padded = rows.new_zeros((max(sizes), *rows.shape[1:]))
-        padded[: len(rows)] = rows
+        padded[: len(rows)] = rows.detach()
         parts = [torch.empty_like(padded) for _ in sizes]
         _call(dist.all_gather, parts, padded)
-        start = sum(sizes[: self.rank])
-        together = torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
-        return together, slice(start, start + len(rows))
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum of every rank's x, given to each, to the bit the same; differentiable.
+
+        Its gradient is the sum of the ranks' gradients, so that a value which every rank computes counts `size` times.
+        """
+        return x if self.size == 1 else _Sum.apply(x)  # pyright: ignore[reportReturnType]
 
     def check(self, rollout: int, shard: bool) -> None:
         """Raises ValueError for a rollout that the ranks cannot share; divided weights want equal shares."""
@@ -97,19 +105,17 @@ class Ranks:
             divide(modules, torch.device(self.device).type)
             self.divided = True
 
-    def whole(self, groups: Mapping[str, Mapping[str, Tensor]]) -> Mapping[str, Mapping[str, Tensor]]:
-        """Tensors by group and name, those that are divided put together on the main rank, on the CPU, one at a time.
+    def snapshot(self, groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+        """A copy of tensors by group and name, whole, in the main memory of the main rank; the others receive nothing.
 
-        Every rank must call this; the others receive nothing.
+        Every rank must call this. Divided tensors are put together one at a time.
         """
-        if not self.divided:
-            return groups
         found: dict[str, dict[str, Tensor]] = {group: {} for group in groups}
         for group, tensors in groups.items():
             for name, tensor in tensors.items():
-                together = _call(whole, tensor)
+                together = _call(whole, tensor.detach())
                 if self.is_main:
-                    found[group][name] = together.cpu()
+                    found[group][name] = together.to("cpu", copy=not is_divided(tensor))
         return found
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -141,6 +147,18 @@ class Ranks:
         _call(dist.all_reduce, value, dist.ReduceOp.MAX)
         return bool(value.item())
 
+    def read(self, numbers: Sequence[Tensor], flag: bool) -> tuple[list[float], bool, bool]:
+        """Numbers of the device, alike on all ranks; whether all are finite everywhere; whether any rank's flag is set.
+
+        This is where the host waits for the device, once.
+        """
+        told = torch.cat([whole(number.detach()).double().flatten() for number in numbers])
+        flags = torch.stack([(~told.isfinite()).any().double(), torch.full_like(told[0], float(flag))])
+        if self.size > 1:
+            _call(dist.all_reduce, flags, dist.ReduceOp.MAX)
+        *values, odd, flagged = torch.cat([told, flags]).tolist()
+        return values, not odd, bool(flagged)
+
     def barrier(self) -> None:
         if self.size > 1:
             _call(dist.barrier)
@@ -168,6 +186,25 @@ class Ranks:
                 if self.is_main == turn:
                     result = function()
         return result  # type: ignore[return-value]
+
+
+ALONE = Ranks()
+"""One process without peers: every collective is the identity."""
+
+
+class _Sum(torch.autograd.Function):
+    """A sum over ranks, which is its own adjoint."""
+
+    @staticmethod
+    def forward(ctx, x):
+        total = x.contiguous().clone()
+        _call(dist.all_reduce, total)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):  # pyright: ignore[reportIncompatibleMethodOverride]
+        return _Sum.forward(ctx, gradient)
 
 
 def _call(collective: Callable, *arguments):

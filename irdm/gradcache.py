@@ -59,8 +59,7 @@ class GradientCache:
         `idle`: encoders whose features will get no gradient, and need no graph.
         """
         self.generate, self.idle = generate, set(idle)
-        self.chunks = []
-        kept_rows = 0
+        self.chunks, found, kept_rows = [], [], 0
         for start in range(0, n, self.micro_batch):
             rows = slice(start, min(start + self.micro_batch, n))
             size = rows.stop - rows.start
@@ -79,17 +78,13 @@ class GradientCache:
                 if self.budget is None:
                     self.budget = int(SHARE * (free_memory(images.device) + meter.bytes))
                 keep = meter.bytes <= self.budget
+            found.append({name: feature.detach() for name, feature in chunk.features.items()})
             if keep:
-                chunk.images, chunk.leaf = images, leaf
-                kept_rows += size
+                chunk.images, chunk.leaf, kept_rows = images, leaf, kept_rows + size
             else:
-                chunk.features = {name: feature.detach() for name, feature in chunk.features.items()}
-            self.chunks.append(chunk)
-        features = {name: torch.cat([chunk.features[name].detach() for chunk in self.chunks]) for name in self.encoders}
-        for chunk in self.chunks:
-            if chunk.images is None:
                 chunk.features = {}
-        return features
+            self.chunks.append(chunk)
+        return {name: torch.cat([features[name] for features in found]) for name in self.encoders}
 
     def backward(self, gradients: Mapping[str, Tensor]) -> None:
         """Add the gradient of the loss, given that of the features {encoder: [n, d]}; encoders left out have none.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,6 +60,27 @@ def read_log(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
         else:
             notes.append(f"Line {number} of {path.name} is damaged and left out; the run itself is not affected.")
     return lines, notes
+
+
+class Pace:
+    """How fast this call trains, and when the terminal last heard of it."""
+
+    def __init__(self, step: int, rollout: int) -> None:
+        self._step, self._rollout, self._began, self._said = step, rollout, time.monotonic(), 0.0
+
+    def __call__(self, done: int) -> float:
+        """Images a second since the start."""
+        return (done - self._step) * self._rollout / (time.monotonic() - self._began)
+
+    @property
+    def silent(self) -> float:
+        """Seconds since the last line; many before the first."""
+        return time.monotonic() - self._said
+
+    def line(self, line: Mapping[str, Any], floors: Mapping[str, float | None], steps: int) -> str:
+        """`progress_line`, which is said now."""
+        self._said = time.monotonic()
+        return progress_line(line, floors, steps, self._rollout)
 
 
 def progress_line(line: Mapping[str, Any], floors: Mapping[str, float | None], steps: int, rollout: int) -> str:

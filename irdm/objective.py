@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float64
 from torch import Tensor
 
 from irdm.distances import Distance
-from irdm.distributed import Ranks
+from irdm.distributed import ALONE, Ranks
 
 GUARD = 0.1  # the divisor's least value, as a share of the floor
 TINY = 1e-7
@@ -23,11 +24,22 @@ TINY = 1e-7
 
 @dataclass(frozen=True)
 class Loss:
-    """`scores` {encoder: L_e}, the weighted sum `value`, and `gradients` {encoder: [n, d]} of this rank's own rows."""
+    """`value`, the weighted sum, `scores` {encoder: L_e}, and `gradients` {encoder: [n, d]} of this rank's own rows.
 
-    value: float
-    scores: dict[str, float]
+    Value and scores stay on the device in `terms`, in this order, until they are read, which waits for it.
+    """
+
+    terms: Float64[Tensor, " terms"]
+    names: tuple[str, ...]
     gradients: dict[str, Tensor]
+
+    @property
+    def value(self) -> float:
+        return self.terms[0].item()
+
+    @property
+    def scores(self) -> dict[str, float]:
+        return dict(zip(self.names, self.terms[1:].tolist(), strict=True))
 
 
 class Objective:
@@ -47,35 +59,37 @@ class Objective:
         tau: Tensor | None,
         weights: Mapping[str, float],
         step: int,
-        ranks: Ranks | None = None,
+        ranks: Ranks = ALONE,
+        rollout: int | None = None,
     ) -> Loss:
-        """Scores of every encoder, and the true gradient of the loss for those with a weight.
+        """Scores of every encoder, and the true gradient of the loss for those with a weight. Nothing waits for a GPU.
 
         Args:
-            features: {encoder: [n, d]}, this rank's rows. The distances see the rows of all ranks.
+            features: {encoder: [n, d]}, this rank's rows. The distances see the rows of all ranks, and divide the work.
             tau: conditions [n, c] of the same rows, or None for marginal matching.
             weights: {encoder: weight}; with weight 0 only the score is computed.
             step: seeds the distances that resample.
-            ranks: the processes that share the rows; None is one process alone.
+            ranks: the processes that share the rows.
+            rollout: rows of all ranks together, of which this one has its `share`; None is those that it has.
 
         Raises:
             ValueError: when features are missing for an encoder.
         """
         if missing := sorted(set(self.distances) - set(features)):
             raise ValueError(f"There are no features of {missing}; the objective needs {sorted(self.distances)}.")
-        gather = ranks.gather if ranks else lambda rows: (rows, slice(None))
-        all_tau = None if tau is None else gather(tau)[0]
-        loss, scores, gradients = 0.0, {}, {}
+        n = rollout or len(next(iter(features.values())))
+        all_tau = None if tau is None else ranks.gather(tau, n)
+        scores, total, gradients = [], 0.0, {}
         for name, distance in self.distances.items():
-            everyone, mine = gather(features[name].detach())
-            active = weights[name] > 0
+            everyone, active = ranks.gather(features[name].detach(), n), weights[name] > 0
             with torch.set_grad_enabled(active):
-                value = distance(everyone.requires_grad_(active), all_tau, step=step)
-            scores[name] = value.item()
+                value = distance(everyone.requires_grad_(active), all_tau, step=step, ranks=ranks)
+            scores.append(value.detach().double())
             scale = weights[name]
             if self.self_normalise:
-                scale /= max(abs(scores[name]), self.guards[name]) + TINY
-            loss += scale * scores[name]
+                scale = scale / (scores[-1].abs().clamp(min=self.guards[name]) + TINY)
+            total = total + scale * scores[-1]
             if active:
-                gradients[name] = torch.autograd.grad(value, everyone)[0][mine] * scale
-        return Loss(loss, scores, gradients)
+                gradient = ranks.sum(torch.autograd.grad(value, everyone)[0])
+                gradients[name] = gradient[ranks.share(n)] * (scale / ranks.size)
+        return Loss(torch.stack([torch.as_tensor(total), *scores]), tuple(self.distances), gradients)

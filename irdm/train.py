@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,8 +21,7 @@ from irdm.build import (
     open_run_reference,
     resolve_device,
 )
-from irdm.checkpoint import Progress, load_latest, load_optimizer, optimizer_tensors, restore, save_checkpoint
-from irdm.conditions import draw
+from irdm.checkpoint import Progress
 from irdm.controller import Controller
 from irdm.data.checks import check_real
 from irdm.distributed import Ranks
@@ -34,13 +32,15 @@ from irdm.files import locked
 from irdm.generate import sample_grid
 from irdm.gradcache import GradientCache
 from irdm.images import save_png
-from irdm.log import MetricsLog, progress_line
+from irdm.log import MetricsLog, Pace
 from irdm.objective import Objective
-from irdm.ops.sampling import normal_rows, seed_for
+from irdm.ops.sampling import seed_for
 from irdm.presets import RunConfig
 from irdm.process import interruptible, keep_freed_memory
 from irdm.reference.fit import MIN_FLOOR_ROWS
+from irdm.rollouts import Rollouts
 from irdm.run import check_record, claim_run, record_of, write_record
+from irdm.state import State
 from irdm.tracker import require
 
 
@@ -98,73 +98,52 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> Result |
 
         # The moving side: generator, optimizer, average.
         trained = generator.trained()
-        names, parameters = list(trained), list(trained.values())
-        optimizer = build_optimizer(config, parameters)
-        ema = EMA(trained, config.ema_decay)
+        parameters = list(trained.values())
+        optimizer, ema = build_optimizer(config, parameters), EMA(trained, config.ema_decay)
+        state = State(out / "checkpoints", config.keep_checkpoints, trained, optimizer, ema, controller, progress)
         with ranks.together():
-            resumed, refused = load_latest(out / "checkpoints")
-            for problem in refused:
-                say(f"warning: {problem} Using the one before.")
-            if resumed is not None:
-                restore(trained, resumed.tensors["generator"], out)
-                ema.load_state_dict(resumed.tensors["ema"])
-                load_optimizer(optimizer, names, resumed.tensors["training"])
-                controller.load_state_dict(resumed.state["controller"])
-                progress = Progress(**resumed.state["progress"])
-                say(f"resuming after step {progress.step}")
+            for told in state.resume():
+                say(told)
+            progress = state.progress
             if ranks.is_main:
                 write_record(out, record_of(config, dataset, battery, reference, prebuilt, generator))
-        del resumed  # its tensors are as large as all of the above
         log = MetricsLog(out / "metrics.jsonl", progress.step, ranks.is_main, say, config.tracker)
-
-        def save() -> None:
-            tensors = {"generator": {name: p.detach() for name, p in trained.items()}, "ema": ema.state_dict()}
-            whole = ranks.whole({**tensors, "training": optimizer_tensors(optimizer, names)})
-            with ranks.together():
-                if ranks.is_main:
-                    state = {"progress": asdict(progress), "controller": controller.state_dict()}
-                    save_checkpoint(out / "checkpoints", progress.step, whole, state, config.keep_checkpoints)
 
         share = ranks.share(config.rollout)
         size = share.stop - share.start
         encoders = {name: battery.encoders[name] for name in battery.held_in}
         versions = generator.buffer_versions()
         cache = GradientCache(encoders, min(config.micro_batch or size, size), config.graph_bytes)
-        resumed_at, resumed_clock, last_line = progress.step, time.monotonic(), 0.0
+        told_of = {"seed": config.seed, "steps": config.steps, "joint": config.joint, "device": device}
+        rollouts = Rollouts(conditions, generator.noise_shape, config.rollout, share, **told_of)
+        pace = Pace(progress.step, config.rollout)
 
-        with interruptible() as interrupted:
+        with interruptible() as interrupted, rollouts, state.writer:
             while progress.step < config.steps:
                 tick, core_tick, step = time.monotonic(), time.process_time(), progress.step
 
                 # A fresh rollout, decided by (seed, step) alone: this rank's share of its conditions and its noise.
-                asked = conditions[draw(conditions, config.rollout, "train", config.seed, step)[share]]
-                tau = None if asked.tau is None or not config.joint else asked.tau[0:size].to(device)
-                inputs = asked.inputs(device)
-                noise = normal_rows(share, generator.noise_shape, "train", config.seed, step)
+                asked = rollouts(step)
                 torch.manual_seed(seed_for("network", config.seed, step, ranks.rank))  # dropout, if the network has any
 
                 # One exact gradient over the whole of it: features, then theirs, then the parameters'.
                 optimizer.zero_grad(set_to_none=True)
                 idle = [name for name, weight in controller.weights.items() if weight == 0]
-                features = cache.forward(
-                    lambda rows, noise=noise, inputs=inputs: generator(
-                        noise[rows].to(device), **{name: value[rows] for name, value in inputs.items()}
-                    ),
-                    size,
-                    idle,
-                )
-                loss = objective(features, tau, controller.weights, step, ranks)
-                cache.backward(loss.gradients if math.isfinite(loss.value) else {})
+                features = cache.forward(partial(asked.images, generator), size, idle)
+                loss = objective(features, asked.tau, controller.weights, step, ranks, config.rollout)
+                cache.backward(loss.gradients)
                 generator.check_buffers(versions)
                 ranks.sum_gradients(parameters)
-                grad_norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm).item()
+                norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+                # The one moment of a step at which the host waits for the device.
+                ended = bool(interrupted) or state.writer.failed
+                (value, *each, grad_norm), finite, stop = ranks.read([loss.terms, norm], ended)
+                scores = dict(zip(loss.names, each, strict=True))
 
                 # A step that is not finite moves nothing: not the weights, not their average, not the controller.
                 lr, weights = config.learning_rate(step), dict(controller.weights)
-                skip = ranks.any(not (math.isfinite(loss.value) and math.isfinite(grad_norm)))
-                if skip:
-                    progress.skipped, progress.in_a_row = progress.skipped + 1, progress.in_a_row + 1
-                    say(f"step {step + 1}: the loss or its gradient is not finite; skipped ({progress.skipped} so far)")
+                if not finite:
+                    say(progress.skip(config.max_skipped))
                 else:
                     progress.in_a_row = 0
                     for group in optimizer.param_groups:
@@ -172,14 +151,14 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> Result |
                     if loss.gradients:  # all satisfied: nothing moves, on one rank or many
                         optimizer.step()
                     ema.update(step)
-                    controller.update(loss.scores)
+                    controller.update(scores)
                 progress.step = done = step + 1
 
                 # Look, save, and stop when asked to.
                 last = done == config.steps
                 progress.train_seconds += time.monotonic() - tick
                 progress.core_seconds += time.process_time() - core_tick
-                line = {"step": done, "loss": loss.value, "scores": loss.scores, "weights": weights, "lr": lr}
+                line = {"step": done, "loss": value, "scores": scores, "weights": weights, "lr": lr}
                 line |= {"grad_norm": grad_norm, "skipped": progress.skipped, "seconds": progress.train_seconds}
                 looking = last or done % config.check_every == 0
                 if looking and check is not None:
@@ -190,21 +169,13 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> Result |
                         )
                     if ranks.is_main:
                         save_png(out / "samples" / f"step-{done:08d}.png", picture)
-                rate = (done - resumed_at) * config.rollout / (time.monotonic() - resumed_clock)
-                line |= {"images_per_second": rate, "core_seconds": progress.core_seconds}
-                if looking or skip or done % config.log_every == 0:
+                line |= {"images_per_second": pace(done), "core_seconds": progress.core_seconds}
+                if looking or not finite or done % config.log_every == 0:
                     log.write(line)
-                if looking or time.monotonic() - last_line > 5:
-                    last_line = time.monotonic()
-                    say(progress_line(line, reference.floors, config.steps, config.rollout))
-                if progress.in_a_row == config.max_skipped:
-                    raise FloatingPointError(
-                        f"{config.max_skipped} steps in a row were not finite, the last at step {done}; the newest "
-                        f"checkpoint in {out / 'checkpoints'} is from before them. Lower --lr or --clip-norm."
-                    )
-                stop = ranks.any(bool(interrupted))
-                if last or stop or (done % config.checkpoint_every == 0 and not skip):
-                    save()
+                if looking or pace.silent > 5:
+                    say(pace.line(line, reference.floors, config.steps))
+                if last or stop or (done % config.checkpoint_every == 0 and finite):
+                    state.save(ranks, wait=last or stop)
                 if stop:  # at the last step, too: the same command then only evaluates
                     say(f"stopped at step {done}; everything is saved. Run the same command again to go on.")
                     interrupted.stop()

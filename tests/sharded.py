@@ -48,10 +48,9 @@ def gradient(ranks, generator, looks: bool = False) -> float:
     project = nn.Sequential(nn.Flatten(), nn.Linear(3072, 16)).requires_grad_(False)
     cache = GradientCache({"p": project}, MICRO, 0)
     features = cache.forward(lambda rows: generator(noise[rows], captions=captions[rows]), len(noise))["p"]
-    everyone, mine = ranks.gather(features)
-    everyone.requires_grad_()
+    everyone = ranks.gather(features, ROWS).requires_grad_()
     loss = torch.exp(-torch.cdist(everyone, everyone).square()).mean() + everyone.square().mean()
-    cache.backward({"p": torch.autograd.grad(loss, everyone)[0][mine]})
+    cache.backward({"p": torch.autograd.grad(loss, everyone)[0][share]})
     parameters = list(generator.trained().values())
     ranks.sum_gradients(parameters)
     return nn.utils.clip_grad_norm_(parameters, 1e9).item()
@@ -69,8 +68,7 @@ def look(ranks, **fields: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
 
     def keep(name: str, tensors: dict[str, Any]) -> None:
-        together = ranks.whole({name: {key: tensor.detach() for key, tensor in tensors.items()}})[name]
-        found[name] = {key: tensor.clone() for key, tensor in together.items()}
+        found[name] = ranks.snapshot({name: tensors})[name]
 
     norms = [gradient(ranks, generator)]
     keep("gradients", {name: parameter.grad for name, parameter in trained.items()})

@@ -16,7 +16,7 @@ LAYERS = (
     {"conditions", "log", "checkpoint", "images", "controller", "gradcache", "overrides", "errors"},
     {"text", "world"},
     {"distances", "metrics", "generators", "data"},
-    {"encoders", "generate", "objective", "browser"},
+    {"encoders", "generate", "objective", "browser", "state", "rollouts"},
     {"store"},
     {"evaluation", "geneval"},
     {"reference"},

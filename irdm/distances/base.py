@@ -20,6 +20,7 @@ from torch import Tensor
 from irdm.config import Config
 from irdm.distances.fitted import Fitted
 from irdm.distances.inputs import JointRows, check_generated, checked_mean, join, true_median
+from irdm.distributed import ALONE, Ranks
 from irdm.ops.rows import Rows, sample_rows
 from irdm.ops.sampling import generator_for
 from irdm.progress import Say, silent
@@ -78,13 +79,16 @@ class Distance(Fitted, ABC, Generic[C]):
         for name in ("tau_width", "seed"):
             self.register_buffer(name, torch.zeros((), dtype=torch.int64))
 
-    def fit(self: D, real: Rows, tau: Rows | None = None, *, seed: int = 0, progress: Say = silent) -> D:
+    def fit(
+        self: D, real: Rows, tau: Rows | None = None, *, seed: int = 0, ranks: Ranks = ALONE, progress: Say = silent
+    ) -> D:
         """Freeze the reference; returns the distance itself.
 
         Args:
             real: real features [r, d]: a tensor, or a store read block by block.
             tau: their conditions [r, c], row for row; None compares the marginals.
             seed: of every draw made here and, for a distance that draws at each step, there.
+            ranks: processes that all have these rows and share the work.
             progress: receives a line of text now and then.
 
         Raises:
@@ -104,12 +108,14 @@ class Distance(Fitted, ABC, Generic[C]):
         self.beta = self.sigma / (self.config.condition_bandwidth or 1.0)
         self.tau_width = torch.tensor(tau.shape[1] if tau is not None else 0, dtype=torch.int64, device=device)
         with torch.no_grad():
-            self._fit(JointRows(real, tau, self.center, self.beta), seed)
+            shared = ranks if len(real) >= ranks.size else ALONE
+            self._fit(JointRows(real, tau, self.center, self.beta), seed, shared)
         return self
 
     def forward(
-        self, fake: Float[Tensor, "n d"], tau: Float[Tensor, "n c"] | None = None, *, step: int | None = 0
-    ) -> Float[Tensor, ""]:
+        self, fake: Float[Tensor, "n d"], tau: Float[Tensor, "n c"] | None = None, *,
+        step: int | None = 0, ranks: Ranks = ALONE,
+    ) -> Float[Tensor, ""]:  # fmt: skip
         """The distance of generated features to the reference; differentiable in `fake`, pure in all its arguments.
 
         Args:
@@ -117,6 +123,8 @@ class Distance(Fitted, ABC, Generic[C]):
             tau: their conditions [n, c]; given exactly when the reference was fitted with one.
             step: the training step, which seeds the draws of a distance that draws; None takes its whole pool instead
                 of a batch, which gives the exact MMD's mean over the steps.
+            ranks: processes that all have these rows and share the work: each gets the value, and a gradient in `fake`
+                whose mean over the ranks is that of the value.
 
         Returns:
             A scalar; NaN (with a NaN gradient) when `fake` holds a NaN or an infinity, so that a trainer can skip the
@@ -128,16 +136,19 @@ class Distance(Fitted, ABC, Generic[C]):
         check_generated(fake, tau, self.center.numel(), int(self.tau_width))
         with torch.autocast(fake.device.type, enabled=False):  # half precision would swamp the differences
             features = join(fake.to(torch.promote_types(fake.dtype, torch.float32)), tau, self.center, self.beta)
-            if not torch.isfinite(features).all():
-                return features.sum() * torch.nan
-            return self._compare(features, step)
+            finite = torch.isfinite(features)
+            value = self._compare(features.where(finite, 0), step, ranks)
+            return (value * torch.where(finite.all(), 1.0, torch.nan)).to(features.dtype)
 
     @abstractmethod
-    def _fit(self, real: Rows, seed: int) -> None:
-        """Build the reference from joint real rows [r, d + c]."""
+    def _fit(self, real: Rows, seed: int, ranks: Ranks) -> None:
+        """Build the reference from joint real rows [r, d + c].
+
+        Here and in `_compare` work may be divided by `ranks.share` and added by `ranks.sum`; the rest every rank does.
+        """
 
     @abstractmethod
-    def _compare(self, fake: Float[Tensor, "n w"], step: int | None) -> Float[Tensor, ""]:
+    def _compare(self, fake: Float[Tensor, "n w"], step: int | None, ranks: Ranks) -> Float[Tensor, ""]:
         """The distance of joint generated rows [n, d + c]."""
 
     @property

@@ -1,6 +1,7 @@
 """Drifting: each generated row is asked to move along a field of attraction to real and repulsion from generated rows.
 
-Dimension letters: g groups; n generated rows and p real rows of a group; t = n + p targets; d features.
+Dimension letters: g groups; n generated rows and p real rows of a group; t = n + p targets; k rows of a rank;
+d features.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from irdm.distances.base import Distance, DistanceConfig, Factor
 from irdm.distances.pool import PoolConfig
+from irdm.distributed import ALONE, Ranks
 from irdm.ops.rows import Rows
 
 _SELF = 100.0  # added to a row's scaled distance to itself: it neither attracts nor repels itself
@@ -49,10 +51,10 @@ class Drifting(Distance[DriftingConfig]):
 
     pool: Tensor
 
-    def _fit(self, real: Rows, seed: int) -> None:
+    def _fit(self, real: Rows, seed: int, ranks: Ranks) -> None:
         self.pool = self.config.keep(real, seed)
 
-    def _compare(self, fake: Float[Tensor, "n w"], step: int | None) -> Float[Tensor, ""]:
+    def _compare(self, fake: Float[Tensor, "n w"], step: int | None, ranks: Ranks) -> Float[Tensor, ""]:
         size = self.config.group_size or len(fake)
         if len(fake) % size:
             raise ValueError(
@@ -61,35 +63,43 @@ class Drifting(Distance[DriftingConfig]):
             )
         groups = fake.unflatten(0, (-1, size))
         real = torch.stack([self.config.draw(self.pool, size, self.seed, step, group) for group in range(len(groups))])
-        return drifting_loss(groups, real.to(fake), self.config.radii)
+        return drifting_loss(groups, real.to(fake), self.config.radii, ranks)
 
 
 def drifting_loss(
-    generated: Float[Tensor, "g n d"], real: Float[Tensor, "g p d"], radii: tuple[float, ...]
+    generated: Float[Tensor, "g n d"], real: Float[Tensor, "g p d"], radii: tuple[float, ...], ranks: Ranks = ALONE
 ) -> Float[Tensor, ""]:
-    """The loss of `Drifting`; scale and sizes of the drifts are taken over all groups together."""
+    """The loss of `Drifting`; scale and sizes of the drifts are taken over all groups together.
+
+    Ranks share the rows that drift; each sees all targets.
+    """
     n = generated.shape[1]
+    share = ranks.share(n)
+    rows = generated[:, share]
     with torch.no_grad():
         targets = torch.cat([generated, real], dim=1)
-        distances = torch.cdist(generated, targets)
-        scale = distances.mean()
+        distances = torch.cdist(rows, targets)
+        scale = ranks.sum(distances.sum()) / (len(generated) * n * targets.shape[1])
         unit = (scale / math.sqrt(generated.shape[2])).clamp(min=1e-3)
         distances = distances / scale.clamp(min=1e-3)
-        distances[:, range(n), range(n)] += _SELF
-        own, targets = generated / unit, targets / unit
-        goal = own + sum(_drift(own, targets, distances / -radius) for radius in radii)
-    return (generated / unit - goal).square().mean()
+        distances[:, range(share.stop - share.start), range(share.start, share.stop)] += _SELF
+        own, targets = rows / unit, targets / unit
+        goal = own + sum(_drift(own, targets, distances / -radius, n, ranks) for radius in radii)
+    return ranks.sum((rows / unit - goal).square().sum()) / generated.numel()
 
 
 def _drift(
-    own: Float[Tensor, "g n d"], targets: Float[Tensor, "g t d"], logits: Float[Tensor, "g n t"]
-) -> Float[Tensor, "g n d"]:
-    """The drift of one radius: towards the real targets, away from the generated ones, root mean square 1."""
-    n = own.shape[1]
-    affinity = (logits.softmax(dim=2) * logits.softmax(dim=1)).clamp(min=1e-6).sqrt()
+    own: Float[Tensor, "g k d"], targets: Float[Tensor, "g t d"], logits: Float[Tensor, "g k t"], n: int, ranks: Ranks
+) -> Float[Tensor, "g k d"]:
+    """The drift of one radius for k of n rows: to the real targets, from the generated ones, root mean square 1."""
+    columns = logits.new_zeros(ranks.size, *targets.shape[:2])
+    columns[ranks.rank] = logits.logsumexp(dim=1)
+    over_rows = (logits - ranks.sum(columns).logsumexp(dim=0)[:, None]).exp()
+    affinity = (logits.softmax(dim=2) * over_rows).clamp(min=1e-6).sqrt()
     negative, positive = affinity[:, :, :n], affinity[:, :, n:]
     coefficients = torch.cat(
         [-negative * positive.sum(dim=2, keepdim=True), positive * negative.sum(dim=2, keepdim=True)], dim=2
     )
     force = coefficients @ targets - coefficients.sum(dim=2, keepdim=True) * own
-    return force / force.square().mean().sqrt().clamp(min=1e-4)
+    size = ranks.sum(force.square().sum()) / (len(own) * n * own.shape[2])
+    return force / size.sqrt().clamp(min=1e-4)

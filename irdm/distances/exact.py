@@ -9,6 +9,7 @@ from torch import Tensor
 
 from irdm.distances.kernel import PairwiseConfig, PairwiseMMD
 from irdm.distances.pool import PoolConfig
+from irdm.distributed import Ranks
 from irdm.ops.rows import Rows
 
 
@@ -30,10 +31,10 @@ class ExactMMD(PairwiseMMD[ExactMMDConfig]):
 
     pool: Tensor
 
-    def _fit(self, real: Rows, seed: int) -> None:
+    def _fit(self, real: Rows, seed: int, ranks: Ranks) -> None:
         self.pool = self.config.keep(real, seed)
-        self.constant = self._mean_kernel(real, seed)
+        self.constant = self._mean_kernel(real, seed, ranks)
 
-    def _compare(self, fake: Float[Tensor, "n w"], step: int | None) -> Float[Tensor, ""]:
+    def _compare(self, fake: Float[Tensor, "n w"], step: int | None, ranks: Ranks) -> Float[Tensor, ""]:
         real = self.config.draw(self.pool, len(fake), self.seed, step)
-        return self._squared_mmd(fake, real, real.new_full((len(self.kernel.gammas), len(real)), 1 / len(real)))
+        return self._squared_mmd(fake, real, real.new_full((len(self.kernel.gammas), len(real)), 1 / len(real)), ranks)

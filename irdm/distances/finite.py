@@ -19,11 +19,17 @@ from torch import Tensor
 
 from irdm.distances.inputs import join
 from irdm.distances.kernel import MMD
+from irdm.distributed import ALONE, Ranks
 
 
 @torch.no_grad()
 def expected_at(
-    mmd: MMD[Any], real: Float[Tensor, "n d"], tau: Tensor | None, strata: Int64[Tensor, " n"] | None, count: int
+    mmd: MMD[Any],
+    real: Float[Tensor, "n d"],
+    tau: Tensor | None,
+    strata: Int64[Tensor, " n"] | None,
+    count: int,
+    ranks: Ranks = ALONE,
 ) -> float:
     """What `count` fresh rows score on average, told from n real ones with their strata in the same proportions.
 
@@ -35,7 +41,7 @@ def expected_at(
     rows = join(real.to(mmd.center), tau, mmd.center, mmd.beta)
     n = len(rows)
     groups = [rows] if strata is None else [rows[(strata == s).to(rows.device)] for s in strata.unique()]
-    pairs = [(len(group), mmd._own_kernel(group)[1]) for group in groups if len(group) > 1]
+    pairs = [(len(group), mmd._own_kernel(group, ranks)[1]) for group in groups if len(group) > 1]
     told = sum(size for size, _ in pairs)
     if 2 * told <= n:
         raise ValueError(
@@ -43,7 +49,7 @@ def expected_at(
             f"differs from theirs is not known: hold out more images of each class, or lower the rollout to {n}."
         )
     within = sum(size * mean for size, mean in pairs) / told
-    diagonal, everywhere = mmd._own_kernel(rows)
+    diagonal, everywhere = mmd._own_kernel(rows, ranks)
     excess = ((n - 1) * everywhere + within) / n - within if mmd._unbiased else diagonal - within
-    limit = mmd._compare(rows, step=None).item() - excess / (n - mmd._unbiased)
+    limit = mmd._compare(rows, None, ranks).item() - excess / (n - mmd._unbiased)
     return max(limit, 0.0) + excess / (count - mmd._unbiased)

@@ -9,6 +9,7 @@ from pydantic import PositiveFloat
 from torch import Tensor
 
 from irdm.distances.base import Distance, DistanceConfig
+from irdm.distributed import Ranks
 from irdm.ops.gaussian import frechet_distance, moments, streaming_moments, symmetric_root
 from irdm.ops.rows import Rows, row_blocks
 
@@ -40,11 +41,11 @@ class Frechet(Distance[FrechetConfig]):
     covariance: Tensor
     root: Tensor
 
-    def _fit(self, real: Rows, seed: int) -> None:
-        self.mean, self.covariance = streaming_moments(row_blocks(real))
+    def _fit(self, real: Rows, seed: int, ranks: Ranks) -> None:
+        self.mean, self.covariance = streaming_moments(row_blocks(real, share=ranks.share(len(real))), ranks.sum)
         self.root = symmetric_root(self.covariance)
 
-    def _compare(self, fake: Float[Tensor, "n w"], step: int | None) -> Float[Tensor, ""]:
-        mean, covariance = moments(fake)
+    def _compare(self, fake: Float[Tensor, "n w"], step: int | None, ranks: Ranks) -> Float[Tensor, ""]:
+        mean, covariance = moments(fake, ranks.share(len(fake)), ranks.sum)
         reference = (buffer.to(mean) for buffer in (self.mean, self.covariance, self.root))
-        return frechet_distance(mean, covariance, *reference, jitter=self.config.jitter).to(fake.dtype)
+        return frechet_distance(mean, covariance, *reference, jitter=self.config.jitter)

@@ -9,6 +9,7 @@ from pydantic import PositiveInt, field_validator
 from torch import Tensor
 
 from irdm.distances.base import Distance, DistanceConfig, Factor
+from irdm.distributed import Ranks
 from irdm.ops.kernels import mean_kernel, squared_mmd
 from irdm.ops.radial import KERNELS, Energy, RadialKernel
 from irdm.ops.rows import Rows, sample_rows
@@ -76,9 +77,9 @@ class MMD(Distance[K]):
         """Whether a generated row does not repel itself."""
         return False
 
-    def _own_kernel(self, rows: Tensor) -> tuple[float, float]:
+    def _own_kernel(self, rows: Tensor, ranks: Ranks) -> tuple[float, float]:
         """Mean k(x, x), and the mean kernel of two different ones, of joint rows as L sees them."""
-        return self.kernel.diagonal, mean_kernel(rows, self.kernel, unbiased=True).item()
+        return self.kernel.diagonal, ranks.sum(mean_kernel(rows, self.kernel, unbiased=True, part=ranks.part)).item()
 
 
 class PairwiseMMD(MMD[P]):
@@ -94,11 +95,12 @@ class PairwiseMMD(MMD[P]):
     def _unbiased(self) -> bool:
         return self.config.repulsion == "unbiased"
 
-    def _mean_kernel(self, real: Rows, seed: int) -> Tensor:
+    def _mean_kernel(self, real: Rows, seed: int, ranks: Ranks) -> Tensor:
         """k_rr, from at most `constant_rows` random rows."""
         sample = sample_rows(real, self.config.constant_rows, generator_for(seed, "constant"))
-        return mean_kernel(sample, self.kernel)
+        return ranks.sum(mean_kernel(sample, self.kernel, part=ranks.part))
 
-    def _squared_mmd(self, fake: Tensor, points: Tensor, alpha: Tensor) -> Tensor:
+    def _squared_mmd(self, fake: Tensor, points: Tensor, alpha: Tensor, ranks: Ranks) -> Tensor:
         points, alpha, constant = points.to(fake), alpha.to(fake), self.constant.double()
-        return squared_mmd(fake, points, alpha, self.kernel, constant, unbiased=self._unbiased)
+        unbiased, part = self._unbiased, ranks.part
+        return ranks.sum(squared_mmd(fake, points, alpha, self.kernel, constant, unbiased=unbiased, part=part))

@@ -9,6 +9,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from irdm.distances.kernel import PairwiseConfig, PairwiseMMD
+from irdm.distributed import Ranks
 from irdm.ops.embedding import kernel_means, nystrom_coefficients
 from irdm.ops.kmeans import kmeans
 from irdm.ops.rows import Rows, row_blocks, sample_rows
@@ -48,9 +49,9 @@ class NystromMMD(PairwiseMMD[NystromMMDConfig]):
     landmarks: Tensor
     alpha: Tensor
 
-    def _fit(self, real: Rows, seed: int) -> None:
+    def _fit(self, real: Rows, seed: int, ranks: Ranks) -> None:
         count, kernel = self.config.landmarks, self.kernel
-        self.constant = self._mean_kernel(real, seed)
+        self.constant = self._mean_kernel(real, seed, ranks)
         if len(real) <= count:  # the mean embedding itself: alpha solves the system without a ridge
             self.landmarks = real[0 : len(real)]
             self.alpha = self.landmarks.new_full((len(kernel.gammas), len(real)), 1 / len(real))
@@ -58,11 +59,12 @@ class NystromMMD(PairwiseMMD[NystromMMDConfig]):
         pool = sample_rows(real, max(self.config.kmeans_rows, count), generator_for(seed, "k-means rows"))
         iterations = self.config.kmeans_iterations
         tick = Meter("k-means", iterations, "iterations", self.progress)
-        self.landmarks = kmeans(pool, count, generator_for(seed, "k-means centres"), iterations, tick=tick)
-        means = kernel_means(self.landmarks, row_blocks(real), kernel)
+        start, share = generator_for(seed, "k-means centres"), ranks.share(len(pool))
+        self.landmarks = kmeans(pool, count, start, iterations, tick=tick, share=share, total=ranks.sum)
+        means = kernel_means(self.landmarks, row_blocks(real, share=ranks.share(len(real))), kernel, ranks.sum)
         alpha, offset = nystrom_coefficients(self.landmarks, means, kernel)
         self.alpha = alpha.to(self.landmarks)
         self.constant -= 2 * offset.mean()
 
-    def _compare(self, fake: Float[Tensor, "n w"], step: int | None) -> Float[Tensor, ""]:
-        return self._squared_mmd(fake, self.landmarks, self.alpha)
+    def _compare(self, fake: Float[Tensor, "n w"], step: int | None, ranks: Ranks) -> Float[Tensor, ""]:
+        return self._squared_mmd(fake, self.landmarks, self.alpha, ranks)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from irdm.config import Config
 from irdm.ops.rows import Rows, sample_rows
-from irdm.ops.sampling import generator_for, sample_indices
+from irdm.ops.sampling import generator_for, sample_indices, sent
 
 
 class PoolConfig(Config):
@@ -28,4 +28,4 @@ class PoolConfig(Config):
         if step is None:
             return pool
         indices = sample_indices(len(pool), self.batch or generated, generator_for(int(seed), "batch", step, *keys))
-        return pool[indices.to(pool.device)]
+        return pool[sent(indices, pool.device)]

@@ -11,6 +11,7 @@ from pydantic import PositiveInt, field_validator
 from torch import Tensor
 
 from irdm.distances.kernel import MMD, KernelConfig
+from irdm.distributed import Ranks
 from irdm.ops.embedding import fourier_features
 from irdm.ops.rows import Rows, row_blocks
 from irdm.ops.sampling import generator_for
@@ -54,21 +55,22 @@ class RFFMMD(MMD[RFFMMDConfig]):
     phases: Tensor
     means: Tensor
 
-    def _fit(self, real: Rows, seed: int) -> None:
+    def _fit(self, real: Rows, seed: int, ranks: Ranks) -> None:
         generator = generator_for(seed, "fourier features")
         count = self.config.features
         self.frequencies = self.kernel.frequencies(real.shape[1], count, generator).to(self.center)
         uniform = torch.rand(self.frequencies.shape[1], generator=generator)
         self.phases = (2 * math.pi * uniform).to(self.center)
         total = torch.zeros_like(self.phases, dtype=torch.float64)
-        for block in row_blocks(real):
+        for block in row_blocks(real, share=ranks.share(len(real))):
             total += fourier_features(block, self.frequencies, self.phases, count).double().sum(dim=0)
-        self.means = (total / len(real)).to(self.center)
+        self.means = (ranks.sum(total) / len(real)).to(self.center)
 
-    def _compare(self, fake: Float[Tensor, "n w"], step: int | None) -> Float[Tensor, ""]:
-        return (self._features(fake).mean(dim=0) - self.means.to(fake)).square().sum() / len(self.config.bandwidths)
+    def _compare(self, fake: Float[Tensor, "n w"], step: int | None, ranks: Ranks) -> Float[Tensor, ""]:
+        own = self._features(fake[ranks.share(len(fake))]).sum(dim=0, dtype=torch.float64)
+        return (ranks.sum(own) / len(fake) - self.means.double()).square().sum() / len(self.config.bandwidths)
 
-    def _own_kernel(self, rows: Tensor) -> tuple[float, float]:
+    def _own_kernel(self, rows: Tensor, ranks: Ranks) -> tuple[float, float]:
         features, n = self._features(rows).double() / math.sqrt(len(self.config.bandwidths)), len(rows)
         own = features.square().sum()
         return (own / n).item(), ((features.sum(dim=0).square().sum() - own) / max(n * (n - 1), 1)).item()

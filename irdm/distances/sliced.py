@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from pydantic import PositiveInt
 from torch import Tensor
 
 from irdm.distances.base import Distance, DistanceConfig
 from irdm.distances.pool import PoolConfig
+from irdm.distributed import Ranks
 from irdm.ops.rows import Rows
-from irdm.ops.sampling import seed_for
-from irdm.ops.sliced import sliced_wasserstein2_squared, unit_directions
+from irdm.ops.sampling import seed_for, sent
+from irdm.ops.sliced import projected_squares, unit_directions
 
 
 class SlicedWassersteinConfig(DistanceConfig, PoolConfig):
@@ -39,11 +41,11 @@ class SlicedWasserstein(Distance[SlicedWassersteinConfig]):
 
     pool: Tensor
 
-    def _fit(self, real: Rows, seed: int) -> None:
+    def _fit(self, real: Rows, seed: int, ranks: Ranks) -> None:
         self.pool = self.config.keep(real, seed)
 
-    def _compare(self, fake: Float[Tensor, "n w"], step: int | None) -> Float[Tensor, ""]:
-        seed = seed_for(int(self.seed), "directions", step or 0)
-        directions = unit_directions(fake.shape[1], self.config.directions, seed, fake.dtype)
+    def _compare(self, fake: Float[Tensor, "n w"], step: int | None, ranks: Ranks) -> Float[Tensor, ""]:
+        seed, count = seed_for(int(self.seed), "directions", step or 0), self.config.directions
+        own = unit_directions(fake.shape[1], count, seed, fake.dtype)[:, ranks.share(count)]
         real = self.config.draw(self.pool, len(fake), self.seed, step)
-        return sliced_wasserstein2_squared(fake, real, directions)
+        return ranks.sum(projected_squares(fake, real, sent(own, fake.device)).sum(dtype=torch.float64)) / count

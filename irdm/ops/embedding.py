@@ -13,19 +13,23 @@ from jaxtyping import Float
 from torch import Tensor
 
 from irdm.ops.radial import RadialKernel
-from irdm.ops.rows import squared_distances
+from irdm.ops.rows import Total, alone, squared_distances
 
 
-def kernel_means(points: Float[Tensor, "m d"], blocks: Iterable[Tensor], kernel: RadialKernel) -> Float[Tensor, "b m"]:
-    """mu_bk = mean over all rows r of k_b(points_k, r), in float64, the rows streamed as blocks [<=s, d]."""
+def kernel_means(
+    points: Float[Tensor, "m d"], blocks: Iterable[Tensor], kernel: RadialKernel, total: Total = alone
+) -> Float[Tensor, "b m"]:
+    """mu_bk = mean over all rows r of k_b(points_k, r), in float64, the rows streamed as blocks [<=s, d].
+
+    With a `total` the blocks are this process's share of the rows.
+    """
     points = points.double()
-    total = points.new_zeros(len(kernel.gammas), len(points))
-    count = 0
+    sums, count = points.new_zeros(len(kernel.gammas), len(points)), points.new_zeros(())
     for rows in blocks:
         for b, values in kernel.matrices(squared_distances(points, rows.double())):
-            total[b] += values.sum(dim=1)
+            sums[b] += values.sum(dim=1)
         count += len(rows)
-    return total / count
+    return total(sums) / total(count)
 
 
 def nystrom_coefficients(

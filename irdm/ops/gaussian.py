@@ -12,19 +12,29 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from irdm.ops.rows import Total, alone
 
-def moments(rows: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
-    """Mean [d] and unbiased covariance [d, d] in float64, differentiable.
+
+def moments(
+    rows: Float[Tensor, "n d"], share: slice | None = None, total: Total = alone
+) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
+    """Mean [d] and unbiased covariance [d, d] in float64, differentiable when `total` is.
+
+    Args:
+        rows: all rows.
+        share: those that this process adds up, all of them by default.
+        total: adds over the processes that share the rows.
 
     Raises:
         ValueError: for fewer than two rows.
     """
-    if len(rows) < 2:
-        raise ValueError(f"Got {len(rows)} rows, expected at least 2: an unbiased covariance divides by n - 1.")
-    rows = rows.double()
-    mean = rows.mean(dim=0)
+    n = len(rows)
+    if n < 2:
+        raise ValueError(f"Got {n} rows, expected at least 2: an unbiased covariance divides by n - 1.")
+    rows = (rows if share is None else rows[share]).double()
+    mean = total(rows.sum(dim=0)) / n
     centred = rows - mean
-    return mean, centred.T @ centred / (len(rows) - 1)
+    return mean, total(centred.T @ centred) / (n - 1)
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,14 @@ class Moments:
         between = torch.outer(shift, shift).mul_(self.count * other.count / count)
         return Moments(count, self.mean + shift * (other.count / count), between.add_(self.scatter).add_(other.scatter))
 
+    def over(self, total: Total) -> Moments:
+        """Those of the rows of all processes together; each gets them."""
+        count = self.mean.new_tensor(float(self.count))
+        together = total(count)
+        mean = total(count * self.mean) / together
+        shift = self.mean - mean
+        return Moments(int(together), mean, total(self.scatter + count * torch.outer(shift, shift)))
+
     @property
     def covariance(self) -> Float64[Tensor, "d d"]:
         """The unbiased covariance. Raises ValueError for fewer than two rows."""
@@ -88,9 +106,12 @@ class Moments:
         return cls(int(tensors["count"]), tensors["mean"], tensors["scatter"])
 
 
-def streaming_moments(blocks: Iterable[Tensor]) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
+def streaming_moments(
+    blocks: Iterable[Tensor], total: Total = alone
+) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
     """`moments` of rows that come as blocks [<=s, d]. Raises ValueError for fewer than two rows in all."""
     found = Moments.of(blocks)
+    found = found if total is alone else found.over(total)
     return found.mean, found.covariance
 
 

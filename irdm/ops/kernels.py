@@ -1,7 +1,8 @@
 """The squared MMD of a radial kernel, its value and closed-form gradient in one blocked pass.
 
 Dimension letters: n generated rows; m landmarks; d features; b bandwidths. A kernel is an object of `irdm.ops.radial`;
-at several bandwidths it is their mean, k = (1/b) sum_b k_b.
+at several bandwidths it is their mean, k = (1/b) sum_b k_b. With `part` = (p, parts) only the p-th of so many parts is
+computed. Their values and gradients add up to the whole, and each evaluates its share of n^2 / 2 + n m kernel values.
 """
 
 from __future__ import annotations
@@ -12,17 +13,20 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from irdm.ops.radial import RadialKernel
-from irdm.ops.rows import squared_norms
+from irdm.ops.rows import pair_rows, share_of, squared_norms
+
+Part = tuple[int, int]
+ALL = (0, 1)
 
 
 def mean_kernel(
-    x: Float[Tensor, "n d"], kernel: RadialKernel, *, unbiased: bool = False, block: int | None = None
+    x: Float[Tensor, "n d"], kernel: RadialKernel, *, unbiased: bool = False, block: int | None = None, part: Part = ALL
 ) -> Float[Tensor, ""]:
     """(1/n^2) sum_ij k(x_i, x_j) with a float64 sum; unbiased leaves the n pairs i = j out, over n (n - 1).
 
     Raises ValueError for a single row when unbiased.
     """
-    return _Blocks(x, kernel, block).repulsion(None, unbiased)
+    return _Blocks(x, kernel, block, part).repulsion(None, unbiased)
 
 
 def squared_mmd(
@@ -34,8 +38,9 @@ def squared_mmd(
     *,
     unbiased: bool = False,
     block: int | None = None,
+    part: Part = ALL,
 ) -> Float[Tensor, ""]:
-    """Squared MMD against a weighted mean embedding, differentiable (once) in `fake` alone.
+    """Squared MMD against a weighted mean embedding, in float64, differentiable (once) in `fake` alone.
 
         L       = (1/n^2) sum_ij k(g_i, g_j) - (2/n) sum_ik k(g_i, Z_k) alpha_k + constant
         dL/dg_i = -(4/n^2) (s_i g_i - sum_j P_ij g_j) + (4/n) (w_i g_i - sum_k A_ik Z_k)
@@ -57,12 +62,12 @@ def squared_mmd(
     """
     differentiable = torch.is_grad_enabled() and fake.requires_grad
     with torch.no_grad():
-        blocks = _Blocks(fake, kernel, block)
+        blocks = _Blocks(fake, kernel, block, part)
         ascent = torch.zeros_like(blocks.x) if differentiable else None
-        value = blocks.repulsion(ascent, unbiased) - 2 * blocks.attraction(landmarks, alpha, ascent) + constant
+        value = blocks.repulsion(ascent, unbiased) - 2 * blocks.attraction(landmarks, alpha, ascent)
+        value = value + constant / part[1]
         if ascent is not None:
             ascent.addcmul_(blocks.row_weights[:, None], blocks.x)
-    value = value.to(fake.dtype)
     return value if ascent is None else _KnownGradient.apply(fake, value, ascent)  # pyright: ignore[reportReturnType]
 
 
@@ -83,8 +88,8 @@ class _KnownGradient(torch.autograd.Function):
 class _Blocks:
     """Generated rows x [n, d] with the reusable buffers of one pass over pairs of blocks."""
 
-    def __init__(self, x: Tensor, kernel: RadialKernel, block: int | None) -> None:
-        self.x = x.contiguous()
+    def __init__(self, x: Tensor, kernel: RadialKernel, block: int | None, part: Part) -> None:
+        self.x, self.part = x.contiguous(), part
         self.kernel = kernel
         self.bandwidths = len(kernel.gammas)
         self.block = block or _block_size(x)
@@ -104,9 +109,9 @@ class _Blocks:
         scale = 4 * self.kernel.base / pairs
         total = torch.zeros((), dtype=torch.float64, device=self.x.device)
         if unbiased:
-            total -= n * self.bandwidths * self.kernel.diagonal
-        for i in self._ranges(n):
-            for j in self._ranges(n, i.start):
+            total -= n * self.bandwidths * self.kernel.diagonal / self.part[1]
+        for i in [i for band in pair_rows(n, self.part) for i in self._ranges(band)]:
+            for j in [i, *self._ranges(slice(i.stop, n))]:
                 t = self._scaled_distances(i, self.x[j], self.norms[j])
                 if i == j:
                     t.fill_diagonal_(0)
@@ -131,8 +136,8 @@ class _Blocks:
         scale = 4 * self.kernel.base / pairs
         total = torch.zeros((), dtype=torch.float64, device=self.x.device)
         norms = squared_norms(landmarks).mul_(self.kernel.base)
-        for i in self._ranges(len(self.x)):
-            for k in self._ranges(len(landmarks)):
+        for i in self._ranges(share_of(len(self.x), self.part)):
+            for k in self._ranges(slice(0, len(landmarks))):
                 t, weights = self.kernel.prepare(self._scaled_distances(i, landmarks[k], norms[k])), None
                 for b, ratio, values in self.kernel.values(t, self._view(1, t)):
                     total += torch.mv(values, alpha[b, k]).sum()
@@ -145,8 +150,8 @@ class _Blocks:
                 ascent[i].addmm_(weights, landmarks[k], alpha=-scale)
         return total / pairs
 
-    def _ranges(self, count: int, start: int = 0) -> list[slice]:
-        return [slice(low, min(low + self.block, count)) for low in range(start, count, self.block)]
+    def _ranges(self, rows: slice) -> list[slice]:
+        return [slice(low, min(low + self.block, rows.stop)) for low in range(rows.start, rows.stop, self.block)]
 
     def _view(self, buffer: int, like: Tensor) -> Tensor:
         return self._buffers[buffer][: like.numel()].view(like.shape)

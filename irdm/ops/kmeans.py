@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from irdm.ops.rows import Total, alone
 from irdm.ops.sampling import sample_indices
 
 
@@ -21,6 +22,8 @@ def kmeans(
     iterations: int = 20,
     block: int = 8192,
     tick: Callable[[], None] = lambda: None,
+    share: slice | None = None,
+    total: Total = alone,
 ) -> Float[Tensor, "k d"]:
     """`count` centres [k, d] by Lloyd's iterations from distinct random rows.
 
@@ -34,6 +37,8 @@ def kmeans(
         iterations: Lloyd iterations.
         block: rows assigned at once.
         tick: called after each iteration.
+        share: the rows that this process assigns, all of them by default.
+        total: adds over the processes that share the rows.
 
     Raises:
         ValueError: when `count` is not in 1..n.
@@ -41,16 +46,20 @@ def kmeans(
     if not 1 <= count <= len(rows):
         raise ValueError(f"Got {count} centres for {len(rows)} rows; expected between 1 and the number of rows.")
     centres = rows[sample_indices(len(rows), count, generator).to(rows.device)].clone()
+    share = slice(0, len(rows)) if share is None else share
+    own = rows[share]
     for _ in range(iterations):
-        nearest, distances = _assign(rows, centres, block)
-        sizes = torch.bincount(nearest, minlength=count)
+        nearest, distances = _assign(own, centres, block)
         sums = torch.zeros_like(centres, dtype=torch.float64)
-        for low in range(0, len(rows), block):
-            sums.index_add_(0, nearest[low : low + block], rows[low : low + block].double())
-        centres = (sums / sizes.clamp(min=1)[:, None]).to(rows.dtype)
+        for low in range(0, len(own), block):
+            sums.index_add_(0, nearest[low : low + block], own[low : low + block].double())
+        sizes = total(torch.bincount(nearest, minlength=count))
+        centres = (total(sums) / sizes.clamp(min=1)[:, None]).to(rows.dtype)
         empty = (sizes == 0).nonzero()[:, 0]
         if len(empty):
-            centres[empty] = rows[distances.topk(len(empty)).indices]
+            everyone = distances.new_zeros(len(rows))
+            everyone[share] = distances
+            centres[empty] = rows[total(everyone).topk(len(empty)).indices]
         tick()
     return centres
 

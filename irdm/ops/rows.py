@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -41,10 +41,32 @@ class OneHot:
         return torch.nn.functional.one_hot(self._labels[index], self.shape[1]).float()
 
 
-def row_blocks(rows: Rows, size: int = 8192) -> Iterator[Tensor]:
-    """The rows in order, `size` at a time: tensors [<=size, d]."""
-    for start in range(0, len(rows), size):
-        yield rows[start : min(start + size, len(rows))]
+Total = Callable[[Tensor], Tensor]
+"""Adds a tensor over all processes that share the rows; each gets the sum."""
+
+
+def alone(x: Tensor) -> Tensor:
+    """The total of one process: itself."""
+    return x
+
+
+def share_of(n: int, part: tuple[int, int]) -> slice:
+    """The p-th of P contiguous shares of n rows, for part = (p, P): sizes differ by at most one."""
+    p, parts = part
+    return slice(p * n // parts, (p + 1) * n // parts)
+
+
+def pair_rows(n: int, part: tuple[int, int]) -> list[slice]:
+    """Rows i of the p-th of P shares of the pairs i <= j: a band of long rows and one of short ones, n^2 / 2P pairs."""
+    p, parts = part
+    return [slice(0, n)] if parts == 1 else [share_of(n, (band, 2 * parts)) for band in (p, 2 * parts - 1 - p)]
+
+
+def row_blocks(rows: Rows, size: int = 8192, share: slice | None = None) -> Iterator[Tensor]:
+    """The rows in order, or those of a share [start, stop), `size` at a time: tensors [<=size, d]."""
+    first, last = (0, len(rows)) if share is None else (share.start, share.stop)
+    for start in range(first, last, size):
+        yield rows[start : min(start + size, last)]
 
 
 def sample_rows(rows: Rows, count: int, generator: torch.Generator) -> Tensor:

@@ -50,6 +50,14 @@ def normal_rows(rows: slice, shape: tuple[int, ...], *keys: int | str) -> Tensor
     return torch.cat(drawn)[rows.start - first : rows.stop - first]
 
 
+def sent(x: Tensor, device: torch.device | str) -> Tensor:
+    """x on a device; the host does not wait until it has arrived on a GPU."""
+    device = torch.device(device)
+    if device.type == "cuda" and not x.is_cuda:
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
+
+
 class RandomState:
     """The state of torch's global generators (CPU and the current CUDA device) when it was made."""
 

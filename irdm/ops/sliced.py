@@ -78,7 +78,14 @@ def sliced_wasserstein2(
 def sliced_wasserstein2_squared(
     x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], directions: Float[Tensor, "d p"]
 ) -> Float[Tensor, ""]:
-    """SW_2^2 = mean over directions of W_2^2 of the projections.
+    """SW_2^2 = mean over directions of `projected_squares`."""
+    return projected_squares(x, y, directions).mean()
+
+
+def projected_squares(
+    x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], directions: Float[Tensor, "d p"]
+) -> Float[Tensor, " p"]:
+    """W_2^2 of the projections on each direction [p].
 
     Args:
         x: first sample [n, d].
@@ -95,4 +102,4 @@ def sliced_wasserstein2_squared(
         )
     directions = directions.to(x)
     projected_x, projected_y = x @ directions, y.to(x) @ directions
-    return wasserstein2_squared_sorted(projected_x.sort(dim=0).values, projected_y.sort(dim=0).values).mean()
+    return wasserstein2_squared_sorted(projected_x.sort(dim=0).values, projected_y.sort(dim=0).values)

@@ -12,6 +12,7 @@ from irdm.conditions import Conditions, draw, proportioned
 from irdm.distances import Distance, DistanceConfig
 from irdm.distances.finite import expected_at
 from irdm.distances.kernel import MMD
+from irdm.distributed import ALONE, Ranks
 from irdm.ops.rows import Rows
 from irdm.progress import Say, silent
 
@@ -37,6 +38,7 @@ def fit_reference(
     rollout: int,
     seed: int,
     device: str = "cpu",
+    ranks: Ranks = ALONE,
     progress: Say = silent,
 ) -> Reference:
     """`fit_distance` for every encoder of train and val {encoder: rows}."""
@@ -53,6 +55,7 @@ def fit_reference(
             rollout=rollout,
             seed=seed,
             device=device,
+            ranks=ranks,
             progress=lambda text, name=name: progress(f"{name}: {text}"),
         )
         floor = floors[name]
@@ -72,11 +75,13 @@ def fit_distance(
     rollout: int,
     seed: int,
     device: str = "cpu",
+    ranks: Ranks = ALONE,
     progress: Say = silent,
 ) -> tuple[Distance[Any], float | None]:
     """The distance fitted, streaming, on train rows [n, d] of one encoder, and its `floor_of` val rows [m, d].
 
-    `conditions` are those of train [n] and of val [m]; joint matching sees their tau.
+    `conditions` are those of train [n] and of val [m]; joint matching sees their tau. `ranks` all have these rows and
+    share the work; what they find is one process's, to rounding.
 
     Raises:
         ValueError: when rows and conditions do not match, the rows cannot be fitted, or too few are held out.
@@ -87,8 +92,8 @@ def fit_distance(
             f"{len(conditions[1])} conditions; expected one condition a row."
         )
     distance = config.build().to(device)
-    distance.fit(train, conditions[0].tau if joint else None, seed=seed, progress=progress)
-    return distance, floor_of(distance, val, conditions, joint=joint, rollout=rollout, seed=seed)
+    distance.fit(train, conditions[0].tau if joint else None, seed=seed, ranks=ranks, progress=progress)
+    return distance, floor_of(distance, val, conditions, joint=joint, rollout=rollout, seed=seed, ranks=ranks)
 
 
 @torch.no_grad()
@@ -100,6 +105,7 @@ def floor_of(
     joint: bool,
     rollout: int,
     seed: int,
+    ranks: Ranks = ALONE,
 ) -> float | None:
     """The expected distance of `rollout` real rows that were not fitted, their conditions drawn as training draws them.
 
@@ -126,8 +132,10 @@ def floor_of(
 
     if rollout <= n:
         draws = [picked(draw(held_out, rollout, "floor", seed, k)) for k in range(FLOOR_DRAWS)]
-        return sum(distance(*rows, step=None if linear else k).item() for k, rows in enumerate(draws)) / FLOOR_DRAWS
-    return expected_at(distance, *picked(torch.arange(n)), held_out.strata, rollout) if linear else None
+        steps = [None if linear else k for k in range(FLOOR_DRAWS)]
+        found = [distance(*rows, step=k, ranks=ranks).item() for k, rows in zip(steps, draws, strict=True)]
+        return sum(found) / FLOOR_DRAWS
+    return expected_at(distance, *picked(torch.arange(n)), held_out.strata, rollout, ranks) if linear else None
 
 
 def floor_is_known(config: DistanceConfig, *, rollout: int, held_out: int) -> bool:

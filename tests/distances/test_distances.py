@@ -155,7 +155,7 @@ def test_a_nan_is_refused_in_real_rows_and_gives_nan_in_generated_ones(kind, bad
     value = small(kind).fit(real, seed=0)(fake)
     value.backward()
     assert value.isnan()
-    assert fake.grad.isnan().all()
+    assert fake.grad[torch.arange(30) != 3].isnan().all()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -121,8 +121,8 @@ class Half:
     def share(self, n):
         return slice(self.rank * n // 2, (self.rank + 1) * n // 2)
 
-    def gather(self, rows):
-        return rows, slice(0, len(rows))
+    def gather(self, rows, n):
+        return rows
 
 
 def test_ranks_embed_a_share_each(unchecked):
