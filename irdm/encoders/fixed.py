@@ -164,6 +164,27 @@ class Parts(nn.Module):
         return F.adaptive_avg_pool2d(responses, CELLS).flatten(1).log1p()
 
 
+class Gram(Patches):
+    """Log energies of the responses to whitened patches, and their correlations: a texture's Gram matrix, normalised.
+
+    After Gatys et al. (2015). Of the whole image; what `Correlation` says of pixels, of edges. Blind to layout.
+    """
+
+    pairs: Tensor
+
+    def __init__(self, shape: tuple[int, int, int], count: int = 12):
+        """Blank until `cut`."""
+        super().__init__(shape, count)
+        self.register_buffer("pairs", torch.triu_indices(count, count, 1))
+
+    def forward(self, images: Images) -> Rows:
+        x = F.conv2d(images, self.filters).flatten(2)
+        energy = x.square().mean(2) + EPS
+        unit = x * energy.rsqrt()[:, :, None]
+        products = unit @ unit.mT / x.shape[2]
+        return torch.cat([energy.log(), products[:, self.pairs[0], self.pairs[1]]], 1)
+
+
 def some_patches(
     images: Images, size: int, view: Callable[[Images], Tensor] = lambda images: images
 ) -> Float[Tensor, "m d"]:

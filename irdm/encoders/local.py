@@ -1,6 +1,6 @@
 """Batteries that are fitted on your own images: `local`, `lite` and `lite+local`.
 
-Ten small encoders by different principles, which need nothing but the images, and two pretrained networks whose
+Eleven small encoders by different principles, which need nothing but the images, and two pretrained networks whose
 weights lie in ordinary packages (irdm.encoders.lite). Fitted on the train split only, seeded, cached by content.
 
 | encoder | principle | numbers |
@@ -10,6 +10,7 @@ weights lie in ordinary packages (irdm.encoders.lite). Fitted on the train split
 | bands | log energies of wavelets | 64 |
 | patches | sizes of responses to random whitened patches | 32 |
 | parts | the same of patches of such responses: two layers | 64 |
+| gram | energies and correlations of responses to random whitened patches | 64 |
 | content | a classifier's logits; convolutions, no brightness, no contrast | classes - 1, at most 16 |
 | tone | mean, spread, skewness and histogram of an image's values | 24 |
 | damage | how much noise, blur, pattern was added, as a network tells it | 16 |
@@ -18,10 +19,11 @@ weights lie in ordinary packages (irdm.encoders.lite). Fitted on the train split
 | lite0 | means and spreads of maps of EfficientNet-Lite0, ImageNet | 64 |
 | squeezenet | means and spreads of maps of SqueezeNet 1.1, ImageNet | 64 |
 
-Of the ten the first seven train and the others judge, `parts` only where it is asked for; lite0 trains and squeezenet
-judges. A defect that an eye sees has a witness on both sides, and the two fail differently: bands, patches and parts
-(fixed filters) beside damage (learned) and correlation (ratios of energies); content (local, without brightness and
-contrast), pixels, pca and tone beside layout (global, with them).
+Of the eleven the first eight train and the others judge, `parts` and `gram` only where they are asked for; lite0 trains
+and squeezenet judges. A defect that an eye sees has a witness on both sides, and the two fail differently: bands,
+patches and parts (fixed filters) beside damage (learned) and correlation (ratios of energies, as gram's are: where that
+trains, damage is the independent one); content (local, without brightness and contrast), pixels, pca and tone beside
+layout (global, with them).
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ from irdm.conditions import draw
 from irdm.config import Config
 from irdm.data.base import Dataset, Shape, Split
 from irdm.encoders.base import Battery, Encoder
-from irdm.encoders.fixed import Bands, Correlation, Parts, Patches, Pixels, Tone, Whitened
+from irdm.encoders.fixed import Bands, Correlation, Gram, Parts, Patches, Pixels, Tone, Whitened
 from irdm.encoders.learned import Assess, Classify, Content, Contrast, Damage, Layout
 from irdm.encoders.lite import Pretrained, require_shipped
 from irdm.files import clear_partial, hash_of, hash_tensors, read_tensors, write_tensors
@@ -60,6 +62,7 @@ ENCODERS: dict[str, tuple[Maker, int | None]] = {  # a view, and the numbers it 
     "bands": (lambda shape, outputs, width: Bands(shape[0]), 64),
     "patches": (lambda shape, outputs, width: Patches(shape), 32),
     "parts": (lambda shape, outputs, width: Parts(shape), 64),
+    "gram": (lambda shape, outputs, width: Gram(shape), 64),
     "content": (Content, 16),
     "tone": (lambda shape, outputs, width: Tone(shape[0]), 24),
     "damage": (lambda shape, outputs, width: Damage(shape, width), 16),

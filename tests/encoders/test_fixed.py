@@ -15,6 +15,7 @@ from irdm.encoders.fixed import (
     EPS,
     Bands,
     Correlation,
+    Gram,
     Parts,
     Patches,
     Pixels,
@@ -106,6 +107,21 @@ def test_parts_are_patches_of_the_responses_to_patches(side):
     assert torch.allclose(rows, F.adaptive_avg_pool2d(answers, 2).flatten(1).log1p(), atol=1e-4)
     assert torch.allclose(view(images / 2), view(images / 2 + 0.3), atol=1e-3), "brightness drops out"
     assert not torch.allclose(view(images / 2), rows, atol=0.05)
+
+
+def test_a_gram_matrix_is_of_the_responses_to_patches():
+    view, images = Gram((3, 16, 18), count=4), noise(30, 3, 16, 18)
+    torch.manual_seed(0)
+    view.cut(images)
+    answers = (F.unfold(images, 5).mT @ view.filters.flatten(1).T).double().numpy()  # by hand, [n, places, 4]
+    energy = (answers**2).mean(1) + EPS
+    rows = view(images)
+    assert np.allclose(rows[:, :4], np.log(energy), atol=1e-4)
+    for column, (a, b) in enumerate([(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)], 4):
+        expected = (answers[..., a] * answers[..., b]).mean(1) / np.sqrt(energy[:, a] * energy[:, b])
+        assert np.allclose(rows[:, column], expected, atol=1e-4)
+    dim = view(0.2 + 0.7 * images)
+    assert torch.allclose(dim[:, 4:], rows[:, 4:], atol=0.01), "neither contrast nor brightness"
 
 
 def test_whitening_brings_all_that_varies_to_unit_variance():
