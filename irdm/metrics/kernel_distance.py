@@ -8,7 +8,8 @@ a kernel of its own and is a ratio.
 
 KID is usually reported as the mean over 100 random subsets of 1000 rows of either side. Here all rows are taken at
 once: the value that the mean over ever more subsets tends to, without the luck of drawing them. Means are taken in
-float64, over blocks of pairs: no n x m matrix is held.
+float64, over blocks of pairs: no n x m matrix is held. For images as good as real the distance is a degenerate
+statistic, of which the jackknife counts a part twice; the sums by folds say how large it is (`irdm.metrics.intervals`).
 
 Letters: n generated rows, m train rows, d features, f folds.
 """
@@ -24,7 +25,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from irdm.metrics.base import BLOCK, EvaluationConfig, Pools
-from irdm.metrics.intervals import folds, jackknife, score_of
+from irdm.metrics.intervals import folds, jackknife, score_of, tightened
 from irdm.metrics.score import Score
 from irdm.metrics.tables import Picked, Real, Table, published
 from irdm.ops.rows import Rows, row_blocks, squared_distances
@@ -110,18 +111,28 @@ class MMD:
                 sums.index_add_(0, fold[at], self.kernel(x, y).sum(1).cpu())
         return sums
 
+    def replicates(self, rows: Rows, fold: Int64[Tensor, " n"], real: Rows, real_mean: Tensor) -> Float64[Tensor, " f"]:
+        """Replicates of the distance of a sample to the real rows, whose mean kernel is given."""
+        own, cross, sizes = self.within(rows, fold), self.between(rows, fold, real), torch.bincount(fold)
+        found = jackknife(*self.distances(own, cross, sizes, real, real_mean))
+        return tightened(found, self.scale**2 * quadratic(own, sizes))
+
     def mean(self, total: Tensor, rows: int) -> Tensor:
         """The mean of a sum over the pairs within a sample of so many rows."""
         return total / (rows * (rows - 1 if self.unbiased else rows))
 
     def distances(
-        self, rows: Rows, fold: Int64[Tensor, " n"], real: Rows, real_mean: Tensor
+        self,
+        own: Float64[Tensor, "f f"],
+        cross: Float64[Tensor, " f"],
+        sizes: Int64[Tensor, " f"],
+        real: Rows,
+        real_mean: Tensor,
     ) -> tuple[float, Float64[Tensor, " f"]]:
-        """The distance of a sample to the real rows, whose mean kernel is given; and its values without each fold."""
-        own, cross, sizes = self.within(rows, fold), self.between(rows, fold, real), torch.bincount(fold)
-        n, m = len(fold), len(real)
+        """The distance from the sums `within` and `between`; and its values without each fold."""
+        n, m = int(sizes.sum()), len(real)
         value = self.mean(own.sum(), n) + real_mean - 2 * cross.sum() / (n * m)
-        left = torch.tensor([n - size for size in sizes.tolist()], dtype=torch.float64)
+        left = (n - sizes).double()
         own_left = own.sum() - own.sum(0) - own.sum(1) + own.diagonal()
         pairs = left * (left - 1 if self.unbiased else left)
         without = own_left / pairs + real_mean - 2 * (cross.sum() - cross) / (left * m)
@@ -135,6 +146,22 @@ class MMD:
                 torch.nn.functional.normalize(block, dim=1) if self.normalised else block,
             )
             start += len(block)
+
+
+def quadratic(own: Float64[Tensor, "f f"], sizes: Int64[Tensor, " f"]) -> float:
+    """Variance of the degenerate part of the mean of a kernel over pairs of rows, from its sums `within`.
+
+    Means over pairs of rows of two folds are a mean, an effect of either fold, and a remainder, whose variance is that
+    of the degenerate part times half of the number of folds squared.
+    """
+    count = len(sizes)
+    if count < 4:
+        return 0.0
+    means = (own / torch.outer(sizes, sizes)).fill_diagonal_(0)
+    total = means.sum()
+    effect = (means.sum(1) - total / count) / (count - 2)
+    remainder = (means - total / (count * (count - 1)) - effect[:, None] - effect).fill_diagonal_(0)
+    return 2 * remainder.square().sum().item() / (count * (count - 3)) / count**2
 
 
 def _members(fold: Int64[Tensor, " n"], count: int) -> Float64[Tensor, "n f"]:
@@ -161,9 +188,9 @@ def _score(
     for name, mmd in mmds.items():
         target = Picked(real.train.features[name], train)
         real_mean = mmd.mean(mmd.within(target, torch.zeros(len(train), dtype=torch.int64)).sum(), len(train))
-        replicates[name] = jackknife(*mmd.distances(Picked(generated.features[name], judged), fold, target, real_mean))
+        replicates[name] = mmd.replicates(Picked(generated.features[name], judged), fold, target, real_mean)
         val = Picked(real.val.features[name], fresh)
-        controls[name] = jackknife(*mmd.distances(val, folds(len(fresh), seed), target, real_mean))
+        controls[name] = mmd.replicates(val, folds(len(fresh), seed), target, real_mean)
     sizes = {"rows": len(judged), "real_rows": len(train), "control_rows": len(fresh)}
     return score_of(
         label,

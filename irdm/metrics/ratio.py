@@ -19,11 +19,14 @@ L + Q, of a linear part L and a degenerate part Q: right for a generator that is
 as good. Q follows from V: for n rows against m target rows of the same law L = 2 (n/m) Q, so that Q = V / (1 + 2 n/m),
 relative to the squared distance. The replicates are tightened by that much.
 
-So log r has the variance V/s + (L + Q)/t, from which its interval (log scale: never negative), and for fresh real
-images in the place of the judged ones V/s + V/t, from which `p_real`, one-sided. There the mean of V and of the judged
-rows' own variance counts where that is larger: with heavy tails val may not hold a row like the one that made the
-distance. Rows are shared by encoders, so the interval of a mean over encoders counts their correlation. All of it is
-conditional on the target rows (train, or val for the unseen ratio).
+So log r has the variance V/s + (L + Q)/t, from which its interval (log scale: never negative). Near 1 two numbers say
+how far the judged draws move: the jackknife, which knows these rows and no others, and V/r^2, V/r^4 for a distance,
+which knows real rows. With heavy tails either may lack the one row that makes a distance, so the interval takes both:
+two thirds of the way from the first to the second, less where the jackknife finds more, as it does far from 1. For
+fresh real images in the place of the judged ones the variance is V/s + V/t, from which `p_real`, one-sided; there the
+mean of V and of the judged rows' own counts where that is larger. Rows are shared by encoders, so the interval of a
+mean over encoders counts their correlation. All of it is conditional on the target rows (train, or val for the unseen
+ratio).
 
 Letters: n rows of a draw, d features, t judged draws, s real draws, b draws in all, g deals, e encoders, k folds.
 """
@@ -126,6 +129,7 @@ class _Found:
         self.replicates: dict[str, Float64[Tensor, " k"]] = {}
         self.details: dict[str, dict[str, float]] = {}
         self.draws = 0
+        self.power = 1
 
     def add(
         self,
@@ -137,7 +141,7 @@ class _Found:
         dealt: Sequence[Int64[Tensor, "s n"]],
     ) -> None:
         """Measure one encoder."""
-        (self.draws, n), times = judged.shape, len(dealt[0])
+        (self.draws, n), times, self.power = judged.shape, len(dealt[0]), target.power
         fresh = [target.distance(real[draw]) for draw in dealt[0]]
         halves = [sum(half) / len(half) for half in (fresh[: times // 2], fresh[times // 2 :])]
         denominator = sum(fresh) / times
@@ -170,17 +174,18 @@ class _Found:
         if not value > 0:
             return found
         denominator = math.sqrt(variance / times), FREEDOM
-        judged = standard_error(replicates) / value, len(replicates) - 1.0
-        error, freedom = together(denominator, judged)
+        judged = standard_error(replicates) / value
+        as_real = variance / self.draws / max(1.0, value) ** (2 * self.power)
+        error, freedom = together(denominator, (math.sqrt(_moved(judged**2, as_real)), FREEDOM + len(replicates) - 1))
         # of a log-normal number with this relative error: the error itself where it is small, finite where it is not
         width = student(freedom) * math.sqrt(math.log1p(error**2))
         real = variance / self.draws
-        as_real = math.sqrt(max(real, (real + judged[0] ** 2) / 2)), FREEDOM
+        moved = math.sqrt(max(real, (real + judged**2) / 2)), FREEDOM
         return found.model_copy(
             update={
                 "ci95": (value * math.exp(-width), value * math.exp(width)),
                 "control_error": found.control * math.sqrt(variance * 4 / times) if found.control else None,
-                "p_real": chance(math.log(value), *together(denominator, as_real), "lower"),
+                "p_real": chance(math.log(value), *together(denominator, moved), "lower"),
             }
         )
 
@@ -192,6 +197,11 @@ class _Found:
         assert isinstance(moves, Tensor)
         deals, times = moves.shape
         return moves.square().sum().item() / (deals * (times - 1))
+
+
+def _moved(own: float, as_real: float) -> float:
+    """Variance of judged draws, from the jackknife's and that of real draws as far from real."""
+    return own + min(1.0, as_real / own if own > 0 else 1.0) * (as_real - own) * 2 / 3
 
 
 def _without_folds(target: Target, rows: Float[Tensor, "n d"]) -> Float64[Tensor, " k"]:
