@@ -101,7 +101,7 @@ def evaluate_tables(
             for name, score in scores.items()
         }
     ladder = None if ladder is None else ladder.only(real.encoders)
-    verdict = verdict_of(scores, ladder, trained=about.get("step") is not None)
+    verdict = verdict_of(scores, ladder, trained=about.get("step") is not None, held_out=real.held_out)
     if repeated.in_val:
         verdict = verdict.model_copy(update={"sentence": f"{repeated.says()[0]} {verdict.sentence}"})
     return Result(

@@ -6,7 +6,7 @@ which defect is as far from real (`irdm.evaluation.sensitivity`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from irdm.config import Config
 from irdm.evaluation.gaming import gamed
@@ -55,15 +55,22 @@ def headline(scores: Mapping[str, Score]) -> tuple[str, Score, Estimate] | None:
     return None
 
 
-def verdict_of(scores: Mapping[str, Score], ladder: Sensitivity | None = None, *, trained: bool = False) -> Verdict:
+def verdict_of(
+    scores: Mapping[str, Score],
+    ladder: Sensitivity | None = None,
+    *,
+    trained: bool = False,
+    held_out: Collection[str] = (),
+) -> Verdict:
     """What is to be said of a set of images.
 
     Args:
         scores: of `judge`.
         ladder: of the real side that they were judged against.
         trained: whether a generator was trained by the held-in encoders, so that it could game them.
+        held_out: encoders that are asked first.
     """
-    heard, first = witnesses(scores), headline(scores)
+    heard, first = witnesses(scores, held_out), headline(scores)
     distance = next(one for one in heard if one.name == "distance")
     gaming = _gamed(scores.get(HEADLINE)) if trained else None
     there, ratio = None, None

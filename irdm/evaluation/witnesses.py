@@ -7,7 +7,7 @@ witness objects to at most ALPHA of all sets of real images.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal, NamedTuple
 
 from irdm.config import Config
@@ -16,6 +16,9 @@ from irdm.metrics.score import Estimate, Score
 
 ALPHA = 0.05
 """Share of sets of real images to which some witness objects."""
+
+SURE = 0.001
+"""An encoder that trained nothing speaks where its chance is at most this, whichever other is more alarming."""
 
 SHARES = {"distance": 1 / 2, "fidelity": 1 / 6, "coverage": 1 / 6, "memorisation": 1 / 6}
 """Of ALPHA that each witness may spend: half for the distance, which asks every encoder about everything."""
@@ -96,12 +99,14 @@ class Witness(Config):
         return self.p is not None and self.p <= ALPHA
 
 
-def witnesses(scores: Mapping[str, Score]) -> tuple[Witness, ...]:
-    """All four, in the order of WITNESSES."""
+def witnesses(scores: Mapping[str, Score], held_out: Collection[str] = ()) -> tuple[Witness, ...]:
+    """All four, in the order of WITNESSES. Encoders held out are asked first."""
     heard: dict[str, tuple[Evidence, ...]] = {}
     chances: dict[str, float] = {}
     for name, asked in WITNESSES.items():
-        found = [_evidence(score, scores[score], question) for score, question in asked.items() if score in scores]
+        found = [
+            _evidence(score, scores[score], question, held_out) for score, question in asked.items() if score in scores
+        ]
         heard[name] = tuple(sorted(found, key=lambda one: 2.0 if one.p is None else one.p))
         if known := {one.score: one.p for one in found if one.p is not None}:
             chances[name] = min(holm(known).values())
@@ -109,10 +114,13 @@ def witnesses(scores: Mapping[str, Score]) -> tuple[Witness, ...]:
     return tuple(Witness(name=name, p=corrected.get(name), evidence=found) for name, found in heard.items())
 
 
-def _evidence(name: str, score: Score, question: Question) -> Evidence:
-    """The most alarming encoder of a score, or its mean where that is asked, or no encoder says how sure it is."""
+def _evidence(name: str, score: Score, question: Question, held_out: Collection[str]) -> Evidence:
+    """What speaks for a score: of the encoders held out the most alarming one, if it is sure, else of all.
+
+    The mean where that is asked, or no encoder says how sure it is.
+    """
     one_sided = {e: _one_sided(part, score, question.side) for e, part in score.encoders.items()}
-    found = None if question.pooled else worst(score.model_copy(update={"encoders": one_sided}))
+    found = None if question.pooled else worst(score.model_copy(update={"encoders": one_sided}), held_out, SURE)
     if found is not None:
         encoder, p = found
         part = score.encoders[encoder]

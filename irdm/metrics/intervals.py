@@ -11,7 +11,7 @@ Letters: n rows, k replicates or folds, e encoders.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from statistics import NormalDist
 from typing import Any, TypeVar
 
@@ -127,17 +127,19 @@ def holm(chances: Mapping[Key, float], weights: Mapping[Key, float] | None = Non
     return {name: corrected[name] for name in chances}
 
 
-def worst(score: Score) -> tuple[str, float] | None:
+def worst(score: Score, first: Collection[str] = (), sure: float = 0.0) -> tuple[str, float] | None:
     """The encoder under which fresh real images would least often look as bad, and how often the worst of them would.
 
-    The second is corrected for the number of encoders (Bonferroni's bound; it needs no independence). None when no
-    encoder has a `p_real`.
+    The second is corrected for the number of encoders (Bonferroni's bound; it needs no independence). Of those named
+    `first` where one has at most the chance `sure`. None when no encoder has a `p_real`.
     """
     known = {name: found.p_real for name, found in score.encoders.items() if found.p_real is not None}
     if not known:
         return None
-    name = min(known, key=known.__getitem__)
-    return name, min(1.0, len(known) * known[name])
+    chances = {name: min(1.0, len(known) * p) for name, p in known.items()}
+    those = [name for name in chances if name in first and chances[name] <= sure] or [*chances]
+    name = min(those, key=known.__getitem__)
+    return name, chances[name]
 
 
 def bootstrap_interval(values: Float64[Tensor, " k"], seed: int, resamples: int = 2000) -> Interval:

@@ -77,6 +77,14 @@ def test_what_is_wrong_is_said(changed, sentence):
     assert found.sentence == sentence and not found.real
 
 
+def test_encoders_held_out_speak_first_where_they_are_sure():
+    """The most alarming encoder is bands."""
+    for p, speaker in ((1e-9, "layout"), (0.004, "bands")):
+        wrong = {"whitened_ratio": score("SW_w2", "lower", 30, 1.02, p, 0.5)}
+        found = verdict_of(fine(**wrong), held_out=["layout"])
+        assert f"({speaker}: SW_w2" in found.sentence and found.witnesses[0].objects, p
+
+
 def test_all_that_is_wrong_is_said_in_one_sentence():
     wrong = {
         "whitened_ratio": score("SW_w2", "lower", 3, 1.0, 1e-9, 0.5),
