@@ -33,6 +33,7 @@ from irdm.reference import (
 )
 from irdm.reference.fit import MIN_FLOOR_ROWS, floor_is_known, floors_or_error
 from irdm.reference.imported import ImportedReference, is_imported
+from irdm.store import Engine, plain
 
 RunReference = OpenReference | ImportedReference | None
 """What a run trains against: made of images, imported, or fitted at its start."""
@@ -134,6 +135,7 @@ def reference_of(
     ranks: Ranks,
     command: str | None,
     progress: Say,
+    engine: Engine = plain,
 ) -> OpenReference:
     """The reference of the real side of a run in the directory `out`; None is irdm's cache, by what decides it.
 
@@ -168,6 +170,7 @@ def reference_of(
         ranks=ranks,
         command=command,
         progress=progress,
+        engine=engine,
     )
 
 

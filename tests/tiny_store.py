@@ -1,9 +1,11 @@
 """A store of features in a second, and ways to spoil it."""
 
+import io
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import textwrap
 import time
 from pathlib import Path
@@ -35,6 +37,30 @@ def folder(tmp_path_factory):
         name = path / "abcdefg"[i // 10] / f"{i:03d}.png"  # sorted by class, as on disk
         name.parent.mkdir(exist_ok=True)
         Image.fromarray(draw.integers(0, 256, (9 + i % 3, 12, 3)).astype(np.uint8)).save(name)
+    return path
+
+
+def write_tar(folder, path):
+    """The same images as a webdataset: key.png beside key.cls."""
+    with tarfile.open(path, "w") as archive:
+        for file in sorted(folder.rglob("*.png")):
+            label = str("abcdefg".index(file.parent.name)).encode()
+            for suffix, data in (("png", file.read_bytes()), ("cls", label)):
+                info = tarfile.TarInfo(f"{file.stem}.{suffix}")
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def write_parquet(folder, path, group=9):
+    """The same images as a table of bytes and classes, a few rows a group."""
+    import pyarrow
+    from pyarrow import parquet
+
+    files = sorted(folder.rglob("*.png"))
+    images = [{"bytes": file.read_bytes(), "path": file.name} for file in files]
+    labels = ["abcdefg".index(file.parent.name) for file in files]
+    parquet.write_table(pyarrow.table({"image": images, "label": labels}), path, row_group_size=group)
     return path
 
 

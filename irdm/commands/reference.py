@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -31,7 +31,8 @@ def plain_name(name: str) -> str:
 class Build(Config):
     """Builds a reference: real images under a battery of encoders, with the distances, floors and tables that follow
     from them, in one directory, hashed. Training and evaluation compare with it. A build that was interrupted goes on
-    when the same command is given again; under torchrun several processes share the work.
+    when the same command is given again; under torchrun several processes share the work, and with --engine ray many
+    machines do.
 
       irdm reference build flowers --train flowers/train --val flowers/val
       irdm reference build flowers --train flowers --judge-only    (to judge with; half of the images are held out)
@@ -70,6 +71,11 @@ class Build(Config):
     """Images embedded at once."""
     device: Device = "auto"
     """Where to compute; auto takes CUDA when there is one."""
+    engine: Literal["plain", "ray"] = "plain"
+    """What reads and embeds: plain, this process or those of torchrun; ray, a cluster of Ray (the extra ray), whose
+    machines see the images under the same path. The bytes are the same."""
+    address: str | None = None
+    """Of the Ray cluster, such as 10.0.0.1:6379; unset, $RAY_ADDRESS, or one is started on this machine."""
     out: Out | None = None
     """The directory; unset, references/NAME."""
     fields: Options = others()
@@ -129,8 +135,13 @@ def build(given: Build, command: str) -> int:
     from irdm.build import reference_of, resolve_device
     from irdm.distributed import Ranks
     from irdm.progress import silent
+    from irdm.store import plain
+    from irdm.store.ray_data import on_ray
 
     config = configured(given)
+    if given.address and given.engine != "ray":
+        raise UsageError("--address is of a Ray cluster; give --engine ray too")
+    engine = on_ray(given.address) if given.engine == "ray" else plain
     device = resolve_device(given.device)
     ranks = Ranks.start(device)
     say = partial(print, flush=True) if ranks.is_main else silent
@@ -145,6 +156,7 @@ def build(given: Build, command: str) -> int:
         ranks=ranks,
         command=command,
         progress=say,
+        engine=engine,
     )
     say(f"\nreference {given.name} of {len(reference.names)} encoders: {out}{os.sep}")
     say(f"judge images against it: irdm eval SOURCE --against {out}")

@@ -46,6 +46,9 @@ class ZipSource(ImageSource):
         self._members = [files[name] for name in names]
         super().__init__(path, names, *folder_classes(names, path))
 
+    def __reduce__(self):
+        return ZipSource, (self.path,)  # another process opens the archive itself
+
     def read(self, row: int) -> bytes:
         info = self._members[row]
         try:

@@ -20,8 +20,9 @@ from typing import Any
 
 from irdm.data.archives import TarSource
 from irdm.data.image_source import ImageSource, printable
+from irdm.data.parquet import CAPTION, ParquetSource
 
-IMAGE, CAPTION = ("file_name", "image", "filename", "path"), ("caption", "text", "prompt")
+IMAGE = ("file_name", "image", "filename", "path")
 FOUND = ("captions.jsonl", "metadata.jsonl", "captions.csv", "metadata.csv", "captions.tsv", "captions.json")
 """Files of captions that are looked for in a folder of images."""
 NAMED = 3  # images of one message
@@ -56,14 +57,16 @@ def read_captions(path: Path) -> Rows:
 def captions_of(source: ImageSource, file: Path | None = None) -> tuple[list[str], int]:
     """The caption of each image of a source, in its order, and how many further captions the images have.
 
-    They come from `file`; else, of tars, from the .txt or .json of each sample; else from one of FOUND in the folder;
-    else from a .txt beside each image. The first caption of an image is its caption.
+    They come from `file`; else, of tars, from the .txt or .json of each sample, and of Parquet, from a column; else
+    from one of FOUND in the folder; else from a .txt beside each image. The first caption of an image is its caption.
 
     Raises ValueError, with the names of some, for images without a caption and captions without an image.
     """
     where = printable(str(source.path))
     if file is None and isinstance(source, TarSource):
         return [_of_sample(source, name) for name in source.names], 0
+    if file is None and isinstance(source, ParquetSource):
+        return [_text((text or "").encode(), source.where(row)) for row, text in enumerate(source.captions())], 0
     if file is None:
         there = [name for name in FOUND if (source.path / name).is_file()]
         if len(there) > 1:

@@ -187,14 +187,14 @@ def is_litter(name: str) -> bool:
     return name.startswith(".") or name in LITTER
 
 
-def image_names(names: Sequence[str], path: Path, also: str = "") -> list[str]:
+def image_names(names: Sequence[str], path: Path, also: Sequence[str] = ()) -> list[str]:
     """The names of images, in order. Raises ValueError for a file of a kind that is neither image nor note."""
     kept, unknown = [], []
     for name in names:
         suffix = PurePosixPath(name).suffix.lower()
         if any(map(is_litter, name.split("/"))) or suffix in NOTES:
             continue
-        (kept if suffix in IMAGES or suffix == also else unknown).append(name)
+        (kept if suffix in IMAGES or suffix in also else unknown).append(name)
     if unknown:
         raise ValueError(
             f"{path} holds {len(unknown)} file(s) of unknown kind, such as {printable(unknown[0])}. Known images are "

@@ -56,6 +56,9 @@ class ArraySource(ImageSource):
         h, w, *c = np.transpose(np.empty(self._images.shape[1:], np.uint8), self._axes).shape
         self.image_shape = (c[0] if c else 1, h, w)
 
+    def __reduce__(self):
+        return ArraySource, (self.path,)  # another process opens the file itself
+
     def read(self, row: int) -> NDArray[np.uint8]:
         pixels = np.transpose(self._images[row : row + 1][0], self._axes)
         if pixels.dtype != np.uint8:

@@ -1,4 +1,4 @@
-"""Where images come from: a folder, a zip, webdataset tar shards or a NumPy array, all as one numbered list."""
+"""Where images come from: a folder, a zip, webdataset tars, Parquet or a NumPy array, all as one numbered list."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from irdm.data.image_source import (
     within_limit,
 )
 from irdm.data.numpy_file import ArraySource
+from irdm.data.parquet import ParquetSource
 
 __all__ = ["FolderSource", "ImageSource", "open_source"]
 
@@ -32,33 +33,42 @@ def open_source(path: Path, classes: bool = True) -> ImageSource:
       of them empty;
     - a `.zip` laid out in the same way;
     - a webdataset `.tar`, or a folder of them: `key.cls` beside `key.jpg` holds the class number, else folders tell;
+    - a `.parquet`, or a folder of them (`irdm.data.parquet`);
     - an `.npz` with `images` (or `arr_0`) and perhaps integer `labels` (or `arr_1`), or an `.npy` of images.
 
-    Without `classes` folders mean nothing, and only a folder of images, a `.tar` and a folder of them will do.
+    Without `classes` folders mean nothing, and only a folder of images, a `.tar`, a `.parquet` and folders of them will
+    do.
 
     Raises ValueError when there is no image, when something is damaged, or when it cannot tell what something is: no
     file is passed over except hidden ones and text that lies beside the images.
     """
     path = Path(path)
     if path.is_dir():
-        names = image_names(sorted(_walk(path)), path, also=".tar")
-        archives = [name for name in names if name.endswith(".tar")]
-        if archives and len(archives) < len(names):
-            raise ValueError(f"{path} holds both images and .tar archives, such as {archives[0]}; give one of the two.")
-        return TarSource(path, archives, classes) if archives else FolderSource(path, names, classes)
+        names = image_names(sorted(_walk(path)), path, also=(".tar", ".parquet"))
+        for suffix, source in ((".tar", TarSource), (".parquet", ParquetSource)):
+            archives = [name for name in names if name.endswith(suffix)]
+            if archives and len(archives) < len(names):
+                raise ValueError(
+                    f"{path} holds both images and {suffix} archives, such as {archives[0]}; give one of the two."
+                )
+            if archives:
+                return source(path, archives, classes)
+        return FolderSource(path, names, classes)
     if not path.is_file():
-        raise ValueError(f"There is no {path}; give a folder of images, a .zip, .tar, .npz or .npy file.")
+        raise ValueError(f"There is no {path}; give a folder of images, a .zip, .tar, .parquet, .npz or .npy file.")
     if path.suffix == ".tar" or _starts_as_tar(path):
         return TarSource(path, classes=classes)
+    if path.suffix == ".parquet":
+        return ParquetSource(path, classes=classes)
     if not classes:
-        raise ValueError(f"{path} has no captions beside its images; give a folder or a .tar.")
+        raise ValueError(f"{path} has no captions beside its images; give a folder, a .tar or a .parquet.")
     if path.suffix in (".npz", ".npy"):
         return ArraySource(path)
     if zipfile.is_zipfile(path):
         return ZipSource(path)
     single = path.suffix.lower() in IMAGES
     hint = "Give the folder it lies in." if single else "If it should be one, it is cut short or compressed: unpack it."
-    raise ValueError(f"{path} is no folder, .zip, .tar, .npz or .npy. {hint}")
+    raise ValueError(f"{path} is no folder, .zip, .tar, .parquet, .npz or .npy. {hint}")
 
 
 def _starts_as_tar(path: Path) -> bool:

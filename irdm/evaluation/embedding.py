@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from irdm.data.base import Dataset, Split
 from irdm.distributed import Ranks
 from irdm.encoders.base import Battery, encoder_identity
-from irdm.features import extract, thumbnails
 from irdm.metrics.base import EvaluationConfig
 from irdm.metrics.tables import Real, Table, row_order
 from irdm.ops.gaussian import Moments
 from irdm.ops.rows import row_blocks
 from irdm.progress import Meter, Say, silent
+from irdm.store.engine import plain
 from irdm.store.real import real_identity
 
 
@@ -43,12 +43,11 @@ def embed(
     ranks = ranks or Ranks()
     own, parts, small = rows[ranks.share(len(rows))], [], []
     count = Meter("features", len(own), "images", progress)
-    micro_batch = split.at_once(micro_batch)
-    for part in own.split(micro_batch):
-        images = split.read(part)
-        parts.append(extract(encoders, images.to(device), micro_batch))
-        small.append(thumbnails(images))
-        count(len(part))
+    blocks = [block for block in own.split(split.at_once(micro_batch)) if len(block)]
+    for block, done in zip(blocks, plain(split, encoders, blocks, str(device)), strict=True):
+        parts.append(done.features)
+        small.append(done.thumbnails)
+        count(len(block))
     features = {name: torch.cat([part[name] for part in parts]) for name in encoders}
     pictures = None if None in small else torch.cat(small).to(device)
     if ranks.size > 1:

@@ -41,7 +41,7 @@ from irdm.files import (
 from irdm.progress import Say, silent
 from irdm.reference.fit import fit_distance
 from irdm.reference.opened import OpenReference, open_reference, what_is_fitted, write_fitted
-from irdm.store import FeatureStore, build_store, real_identity
+from irdm.store import Engine, FeatureStore, build_store, plain, real_identity
 from irdm.store.reader import state_of
 from irdm.store.real import write_real
 from irdm.store.reference import ENCODERS, FORMAT, LADDER, PLAN, ROWS, SAMPLES, THUMBNAILS, WEIGHTS
@@ -82,6 +82,7 @@ def build_reference(
     ranks: Ranks | None = None,
     command: str | None = None,
     progress: Say | None = None,
+    engine: Engine = plain,
 ) -> OpenReference:
     """Build the reference at `path`, or what is missing or damaged of it, and open it.
 
@@ -103,6 +104,7 @@ def build_reference(
         ranks: this process among its peers.
         command: what the user typed, for messages and `irdm reference show`.
         progress: receives a line of text now and then.
+        engine: what reads and embeds images (`irdm.store.engine`); no byte of the reference depends on it.
 
     Raises:
         ValueError: for fewer than 50 images, val images that are train's, an image that cannot be used, a directory
@@ -149,6 +151,7 @@ def build_reference(
                 progress=partial(lambda split, text: say(f"{split}: {text}"), split),
                 identity=plan["encoders"],
                 thorough=True,
+                engine=engine,
             )
             for split in ("train", "val")
         )

@@ -6,9 +6,9 @@ What a store holds is described in `irdm.store.reader`. Letters: n rows, k rows 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from irdm.data.base import Split
 from irdm.distributed import Ranks
 from irdm.encoders.base import encoder_identity
-from irdm.features import extract, thumbnails
 from irdm.files import (
     MANIFEST,
     Digested,
@@ -36,6 +35,7 @@ from irdm.files import (
 )
 from irdm.metrics.tables import row_order
 from irdm.progress import Meter, Say, silent
+from irdm.store.engine import Embedded, Engine, Spent, plain
 from irdm.store.reader import (
     IDENTITY,
     ROWS,
@@ -64,6 +64,7 @@ def build_store(
     identity: Mapping[str, str] | None = None,
     shard_rows: int = SHARD_ROWS,
     thorough: bool = False,
+    engine: Engine = plain,
 ) -> FeatureStore:
     """The features of every image under every encoder, in the directory `path`; whole shards that are there are kept.
 
@@ -85,6 +86,7 @@ def build_store(
         identity: {encoder: what decides its features}; None is their `encoder_identity`.
         shard_rows: rows of a shard.
         thorough: compare the sha256 of every file even of a finished store, where otherwise sizes are compared.
+        engine: what reads and embeds; no byte of the store depends on it.
 
     Raises:
         ValueError: when an argument is out of range, `path` holds something else, another process is building it, an
@@ -94,6 +96,10 @@ def build_store(
     if micro_batch < 1 or shard_rows < 1:
         raise ValueError(f"Got micro_batch {micro_batch} and shard_rows {shard_rows}; expected at least 1 of each.")
     path, ranks, say, micro_batch = Path(path), ranks or Ranks(), progress or silent, split.at_once(micro_batch)
+    if ranks.size > 1 and engine is not plain:
+        raise ValueError(
+            f"The ray engine is started once, and this is one of {ranks.size} processes; leave torchrun out."
+        )
     what = store_identity(split, encoders, seed=seed, identity=identity, shard_rows=shard_rows)
     address, finished = hash_of(what), False
     with ExitStack() as held:
@@ -112,9 +118,18 @@ def build_store(
             if ranks.is_main:
                 (path / MANIFEST).unlink(missing_ok=True)
             count = Meter("features", sum(len(order[shard]) for shard in todo), "images", say)
+            spent, blocks = Spent(), {shard: order[shard].split(micro_batch) for shard in todo}
+            made = engine(split, encoders, [block for shard in todo for block in blocks[shard]], device)
+
+            def counted(done: Embedded, images: int) -> None:
+                spent.add(images, done.seconds)
+                count(images)
+
             for shard in todo:
-                folder = shard_folder(path, shard)
-                _write_shard(folder, address, order[shard], split, encoders, micro_batch, device, count)
+                folder, part = shard_folder(path, shard), islice(made, len(blocks[shard]))
+                _write_shard(folder, address, order[shard], split, part, counted)
+            if todo:
+                say(str(spent))
         with ranks.together():
             if ranks.is_main:
                 _write_manifest(path, what, len(order))
@@ -170,44 +185,25 @@ def _write_shard(
     address: str,
     rows: Int64[Tensor, " k"],
     split: Split,
-    encoders: Mapping[str, nn.Module],
-    micro_batch: int,
-    device: str,
-    count: Callable[[int], None],
+    blocks: Iterable[Embedded],
+    count: Callable[[Embedded, int], None],
 ) -> None:
-    """The shard of these images of the split, in this order."""
+    """The shard of these images of the split, from its blocks in their order."""
     tables: dict[str, _Table] = {}
     with sealed_folder(folder, {"of": address, "rows": len(rows)}) as (partial, record), ExitStack() as files:
-        for images in _read_ahead(split, rows, micro_batch):
-            made = {}
-            for name, features in extract(encoders, images.to(device), micro_batch).items():
-                if features.ndim != 2 or len(features) != len(images):
-                    raise ValueError(
-                        f"Encoder '{name}' made {list(features.shape)} of {len(images)} images, not [n, d]."
-                    )
-                made[features_file(name)] = features
-            if (small := thumbnails(images)) is not None:
-                made[THUMBNAILS_FILE] = small
+        for done in blocks:
+            made = {features_file(name): features for name, features in done.features.items()}
+            if done.thumbnails is not None:
+                made[THUMBNAILS_FILE] = done.thumbnails
             for name, block in made.items():
                 if name not in tables:
                     tables[name] = _Table(files.enter_context(replaced(partial / name)), len(rows), block)
                 tables[name].append(block)
-            count(len(images))
-        record["dims"] = {name: tables[features_file(name)].columns for name in encoders}
+            count(done, len(block))
+        record["dims"] = {name: tables[features_file(name)].columns for name in done.features}
         record["files"] = {name: table.entry() for name, table in tables.items()}
         about = {"index": rows.clone(), **state_of(split.conditions[rows])}
         record["files"][ROWS_FILE] = write_tensors(partial / ROWS_FILE, about)
-
-
-def _read_ahead(split: Split, rows: Int64[Tensor, " k"], size: int) -> Iterator[Tensor]:
-    """The images of some rows in order, `size` at a time; the next are read while these are embedded."""
-    with ThreadPoolExecutor(1) as reader:
-        blocks = rows.split(size)
-        ahead = reader.submit(split.read, blocks[0])
-        for block in blocks[1:]:
-            images, ahead = ahead.result(), reader.submit(split.read, block)
-            yield images
-        yield ahead.result()
 
 
 def _finished(path: Path, identity: dict[str, Any], thorough: bool) -> bool:
