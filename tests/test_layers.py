@@ -25,14 +25,16 @@ LAYERS = (
     {"cards"},
     {"run", "check"},
     {"against"},
-    {"train", "sample", "export", "render", "play"},
+    {"train", "sample", "export", "render", "play", "teacher"},
     {"experiments"},
     {"commands"},
     {"cli"},
     {"__main__"},
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
-TRAINING = {"distances", "reference", "objective", "controller", "gradcache", "build", "run", "against", "train"}
+TRAINING = {"distances", "reference", "objective", "controller", "gradcache", "build", "run", "against", "train"} | {
+    "teacher"
+}
 
 
 def part_of(path: Path) -> str:

@@ -13,6 +13,10 @@ from irdm.overrides import Options, assign, others, override, parse, word
 
 if TYPE_CHECKING:
     from irdm.presets import RunConfig
+    from irdm.teacher import TeacherConfig
+
+
+TEACHER = "world-teacher"
 
 
 class Train(Config):
@@ -21,6 +25,8 @@ class Train(Config):
 
     Any field of the preset can be set, nested ones with dots; `irdm train PRESET --help` lists them:
       irdm train digits --rollout 4096 --distance.kind exact-mmd --battery.steps 100
+
+    `irdm train world-teacher` trains the teacher of the captioned world in place of a generator, by flow matching.
     """
 
     preset: str | None = word(None)
@@ -39,6 +45,8 @@ class Train(Config):
 
 def run(given: Train, command: str) -> int:
     """Train, then print the scores."""
+    if given.preset == TEACHER:
+        return _teach(given)
     config = configured(given.preset, given.config, given.fields, given.limit)
     if given.dry_run:
         print(config.model_dump_json(indent=1))
@@ -52,6 +60,28 @@ def run(given: Train, command: str) -> int:
 
         print(f"\n{score_table(result)}\n\nreport: {out / 'report.html'}")
     return 0
+
+
+def _teach(given: Train) -> int:
+    """The teacher of the captioned world, which is trained otherwise."""
+    from irdm.teacher import train_teacher
+
+    if given.config is not None or given.limit is not None:
+        raise UsageError(f"--config and --limit are for presets, and {TEACHER} is none; leave them out")
+    config = override(_teacher(), given.fields)
+    if given.dry_run:
+        print(config.model_dump_json(indent=1))
+        return 0
+    out = given.out or Path("runs") / TEACHER
+    train_teacher(config, out)
+    print(f"\nthe teacher: --generator.model {out / 'klein'}")
+    return 0
+
+
+def _teacher() -> TeacherConfig:
+    from irdm.teacher.config import TeacherConfig
+
+    return TeacherConfig()
 
 
 def configured(preset: str | None, file: Path | None, fields: Options, limit: int | None) -> RunConfig:
@@ -91,7 +121,7 @@ def every_field(words: list[str], options: dict[str, list[str]]) -> str:
     from irdm.commands.help import describe
 
     given = parse(Train, [*words, *(token for name, values in options.items() for token in (f"--{name}", *values))])
-    config = start(given.preset, given.config)
+    config = _teacher() if given.preset == TEACHER else start(given.preset, given.config)
     data: Mapping = assign(config, given.fields)
     return (
         "Every field, its type and its value here; free ones change memory, time or display, but no number.\n\n"

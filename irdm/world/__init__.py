@@ -4,6 +4,7 @@ from irdm.world.build import make, picture
 from irdm.world.captions import CATEGORIES, EMBEDDER, Ask, Part, embed, read
 from irdm.world.judge import correct, read_scenes, shows
 from irdm.world.scene import COLOURS, SHAPES, SIDE, draw_scenes
+from irdm.world.signature import signature
 from irdm.world.splits import captions_of, is_held_out
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "read",
     "read_scenes",
     "shows",
+    "signature",
 ]
