@@ -93,7 +93,7 @@ def evaluate_run(
     from irdm.report import write_report
 
     began, ranks, target = time.monotonic(), ranks or Ranks(), out or run
-    loaded = load_run(run, device)
+    loaded = ranks.in_turn(lambda: load_run(run, device))
     earlier = _earlier(target / RESULT)
     if target == run and training is None and earlier and earlier.command:
         command = earlier.command  # a run goes on saying how it was made
@@ -279,7 +279,8 @@ def open_real(
     recorded = own.recorded.get("reference") if own is not None and own.config.reference == path else None
     if own is not None and recorded is not None and recorded["address"] != opened.address:
         raise ValueError(f"{path} is not the reference that {own.path} was trained against; build that again.")
-    battery = opened.battery(names, weights)
+    offload = own is not None and getattr(own.config.battery, "offload", False)
+    battery = opened.battery(names, weights, offload)
     used = tuple(battery.encoders.keys())
     return Against(
         opened.real(used),

@@ -63,6 +63,23 @@ def build_generator(config: RunConfig, image_shape: Shape, spec: Spec, *, restor
         return generator.build(image_shape, spec)
 
 
+def place_generator(
+    config: RunConfig, image_shape: Shape, spec: Spec, device: str, ranks: Ranks, *, restored: bool
+) -> Generator:
+    """`build_generator` on the device, divided if the run says so.
+
+    One rank of a machine after another, so that its main memory holds one whole network at a time.
+    """
+
+    def place() -> Generator:
+        generator = build_generator(config, image_shape, spec, restored=restored)
+        if config.shard:  # on its way to the device, which never holds the whole
+            ranks.divide(generator.divisible(), config.generator.kind, generator.rounded)
+        return generator.to(device)
+
+    return ranks.in_turn(place)
+
+
 def build_optimizer(config: RunConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
     """AdamW at the peak learning rate; on CUDA its fused update, which needs no temporary copy of the weights."""
     chosen = list(parameters)
@@ -81,7 +98,7 @@ def build_battery(config: RunConfig, dataset: Dataset, reference: RunReference, 
     wanted, made = config.battery.identity(), reference.plan["battery"]
     if made["kind"] == "panel" == wanted["kind"]:  # some of the reference's encoders will do
         asked: tuple[str, ...] = config.battery.held_in + config.battery.held_out  # type: ignore[union-attr]
-        return reference.battery(asked, getattr(config.battery, "weights", None))
+        return reference.battery(asked, config.battery.weights, config.battery.offload)  # type: ignore[union-attr]
     if made != wanted:
         names = sorted(key for key in {**made, **wanted} if made.get(key) != wanted.get(key))
         listed = "; ".join(

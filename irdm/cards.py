@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from irdm.conditions import Spec
+from irdm.conditions import NoSpec, Spec
 from irdm.data.base import Shape
-from irdm.estimate import FLOAT, Cost, estimate, generator_cost, step_seconds
+from irdm.encoders.panel import PanelBatteryConfig, entries
+from irdm.estimate import FLOAT, Cost, encoder_costs, estimate, generator_cost, step_seconds
 from irdm.fields import UsageError, nearest
 from irdm.generators import KleinConfig
 from irdm.generators.klein_folder import published_sizes
@@ -21,6 +22,7 @@ GIB = 2**30
 REACHED = 0.8  # of the rate on a data sheet, by a large matrix product
 SPARE = 0.9  # of the memory of a card may be planned with
 RANK = 64  # of adapters, where the run has none
+RECOMPUTED = 10  # times less is kept of a network whose blocks are recomputed
 KINDS = {  # gigabytes, and dense bfloat16 TFLOP/s summed in float32
     "RTX3090": (24, 71),
     "RTX4090": (24, 165),
@@ -64,15 +66,32 @@ def ways(config: RunConfig, shape: Shape, spec: Spec, cards: Cards) -> list[str]
         generator = generator.model_copy(update={"model": published_sizes(), "contexts": None})
         lines[0] = f"{lines[0][:-1]}; sizes of klein 4B, since there is no {config.generator.model}:"  # type: ignore[union-attr]
     rank = generator.lora_rank or RANK
-    full, lora = (generator.model_copy(update={"lora_rank": r, "weights": None}) for r in (None, rank))
+    full, lora = (generator.model_copy(update={"lora_rank": r, "weights": None, "base": None}) for r in (None, rank))
     whole, part = (generator_cost(one, shape, spec) for one in (full, lora))
     some = [("all weights", full, False, whole)]
     some += [("all weights, divided (--shard)", full, True, whole)] if cards.count > 1 else []
     some += [(f"adapters (--generator.lora-rank {rank})", lora, False, part)]
+    some += [("adapters, divided (--shard)", lora, True, part)] if cards.count > 1 else []
     for name, one, shard, cost in some:
         way = config.model_copy(update={"generator": one, "shard": shard})
         lines.append(_line(f"  {name}", way, shape, spec, cards, cost))
-    return lines
+    return [*lines, *_battery(config, shape, spec)]
+
+
+def _battery(config: RunConfig, shape: Shape, spec: Spec) -> list[str]:
+    """In which precision the encoders of the panel compute, and what they take."""
+    battery = config.battery
+    if not isinstance(battery, PanelBatteryConfig):
+        return []
+    sizes = [FLOAT * cost.parameters / GIB for cost, _ in encoder_costs(battery, shape, spec).values()]
+    rows = entries(battery.names)
+    whole = ", ".join(row.name for row in rows if row.precision == "float32")
+    where = ("on the GPU", "in main memory")[battery.offload]
+    other = f"{max(sizes):.1f} at a time with" if not battery.offload else f"{max(sizes):.1f} at a time on the GPU by"
+    return [
+        f"  {len(rows)} encoders compute in bfloat16" + f" ({whole} in float32)" * bool(whole) + ", their weights are "
+        f"float32: {sum(sizes):.1f} GiB {where}, {other} --battery.offload"
+    ]
 
 
 def _line(name: str, config: RunConfig, shape: Shape, spec: Spec, cards: Cards, cost: Cost | None = None) -> str:
@@ -93,21 +112,37 @@ def _line(name: str, config: RunConfig, shape: Shape, spec: Spec, cards: Cards, 
 
 
 def _knob(config: RunConfig, memory: dict[str, float], cards: Cards) -> str:
-    """What to turn first: what costs the least, of what is large."""
-    batch = next((size for part, size in memory.items() if part.startswith("micro-batch")), 0.0)
+    """What to turn until it fits, beginning with what costs least."""
     over = sum(memory.values()) - SPARE * cards.memory
     generator = config.generator
-    if batch > GIB and not getattr(generator, "gradient_checkpointing", True):
-        return "set --generator.gradient-checkpointing"
     micro_batch = min(config.micro_batch or config.rollout, -(-config.rollout // cards.count))
-    if over < batch * (1 - 1 / micro_batch):
-        return f"set --micro-batch {max(1, int(micro_batch * (1 - over / batch)))}"
-    if isinstance(generator, KleinConfig) and generator.contexts is None and memory["frozen weights"] > 4 * GIB:
-        knob = "encode captions once with `irdm contexts`, and"
-    else:
-        knob = ""
-    if memory["encoders"] > over / 2:
-        return f"{knob} hold fewer encoders (--battery.held-in, --battery.held-out)".strip()
-    if not config.shard and cards.count > 1 and generator.kind == "klein":
-        return f"{knob} divide the weights (--shard)".strip()
-    return f"{knob} train adapters (--generator.lora-rank {RANK}), or take larger or more cards".strip()
+    turns: list[tuple[str, float]] = []  # a knob, and the bytes that it spares
+    spared = 0.0
+    if isinstance(generator, KleinConfig) and generator.contexts is None:
+        encoder = generator.encoder()
+        spared = encoder.parameters * encoder.dtype.itemsize
+        turns.append(("encode captions once (`irdm contexts`)", spared))
+    batch = next((size for part, size in memory.items() if part.startswith("micro-batch")), 0.0)
+    if not getattr(generator, "gradient_checkpointing", True):
+        turns.append(("set --generator.gradient-checkpointing", batch * (1 - 1 / RECOMPUTED)))
+        batch /= RECOMPUTED
+    fewer = max(1, int(micro_batch * (1 - max(0.0, over - sum(size for _, size in turns)) / max(batch, 1))))
+    if fewer < micro_batch:
+        turns.append((f"set --micro-batch {fewer}", batch * (1 - fewer / micro_batch)))
+    if isinstance(config.battery, PanelBatteryConfig) and not config.battery.offload:
+        largest = max(cost.parameters for cost, _ in encoder_costs(config.battery, (3, 8, 8), NoSpec()).values())
+        turns.append(("keep encoders in main memory (--battery.offload)", memory["encoders"] - FLOAT * largest))
+    if isinstance(generator, KleinConfig) and cards.count > 1 and not config.shard:
+        weights = next(size for part, size in memory.items() if part.startswith("weights"))
+        weights += memory["frozen weights"] - spared if generator.lora_rank else 0.0
+        turns.append(("divide the weights (--shard)", weights * (1 - 1 / cards.count)))
+    chosen: list[str] = []
+    for knob, size in turns:
+        if over > 0 and size > 0:
+            chosen.append(knob)
+            over -= size
+    if over <= 0:
+        return ", ".join(chosen)
+    if isinstance(generator, KleinConfig) and generator.lora_rank is None:
+        return f"train adapters (--generator.lora-rank {RANK}), or take larger or more cards"
+    return "no knob spares as much: take larger or more cards, fewer encoders, or a smaller --rollout"

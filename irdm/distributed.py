@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,7 +20,7 @@ import torch.distributed.nn  # its functions keep the group there is when they a
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from irdm.ops.shards import divide, is_divided, whole
+from irdm.ops.shards import divide, is_divided, mesh_of, whole
 
 BUCKET = 2**26  # numbers of gradients in one message
 PATIENCE = timedelta(days=1)  # how long ranks wait for one that fits encoders, builds a reference or judges alone
@@ -41,6 +41,7 @@ class Ranks:
         """Alone, unless told otherwise; `start` asks torchrun."""
         self.rank, self.size, self.device, self.divided = rank, size, device, False
         self._told: list[Exception] = []
+        self._mesh: Any = None
 
     @classmethod
     def start(cls, device: str) -> Ranks:
@@ -49,8 +50,11 @@ class Ranks:
             backend = "nccl" if device.startswith("cuda") else "gloo"
             dist.init_process_group(backend, timeout=PATIENCE)
             atexit.register(dist.destroy_process_group)  # gloo's threads abort a process that exits with them
-        active = dist.is_available() and dist.is_initialized()
-        return cls(dist.get_rank(), dist.get_world_size(), device) if active else cls(device=device)
+        if not (dist.is_available() and dist.is_initialized()):
+            return cls(device=device)
+        ranks = cls(dist.get_rank(), dist.get_world_size(), device)
+        ranks._mesh = mesh_of(device)
+        return ranks
 
     @property
     def is_main(self) -> bool:
@@ -94,15 +98,16 @@ class Ranks:
                 f"(--shard) each must draw as often. Take {rollout - rollout % self.size}."
             )
 
-    def divide(self, modules: Sequence[nn.Module], name: str) -> None:
+    def divide(self, modules: Sequence[nn.Module], name: str, rounded: torch.dtype | None = None) -> None:
         """Divide the parameters of modules over the ranks, the last holding the others; one rank keeps them whole.
 
+        `rounded`: the type in which they are used, if another than their own. Ranks may call this one after another.
         Raises ValueError for a network, of this name, that names none.
         """
         if not modules:
             raise ValueError(f"The generator '{name}' cannot be divided over processes; leave --shard out.")
         if self.size > 1:
-            divide(modules, torch.device(self.device).type)
+            divide(modules, self._mesh, rounded)
             self.divided = True
 
     def snapshot(self, groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
@@ -177,6 +182,18 @@ class Ranks:
             raise
         if self.any(False):
             sys.exit(1)
+
+    def in_turn(self, function: Callable[[], Result]) -> Result:
+        """function() on one rank of a machine after another: what it holds for a while is held once.
+
+        It must ask nothing of the other ranks.
+        """
+        result = None
+        for turn in range(int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if self.size > 1 else 1):
+            with self.together():
+                if turn == (int(os.environ.get("LOCAL_RANK", "0")) if self.size > 1 else 0):
+                    result = function()
+        return result  # type: ignore[return-value]
 
     def main_first(self, function: Callable[[], Result]) -> Result:
         """function() on the main rank, then on the others, which find in a cache what it made."""

@@ -44,13 +44,14 @@ TRIAL = 10_000  # images of a run that is over at once
 class Cost:
     """Of one network: its parameters, and for one image the operations forward and the bytes kept for the way back.
 
-    `frozen`: bytes of a generator's weights that are not trained.
+    `frozen`: bytes of a generator's weights that are not trained, `divisible` those of them that `--shard` divides.
     """
 
     parameters: float
     flops: float
     graph_bytes: float
     frozen: float = 0.0
+    divisible: float = 0.0
 
 
 def _cost(megaparameters: float, gigaflops: float, megabytes: float) -> Cost:
@@ -119,8 +120,11 @@ def generator_cost(config: AnyGenerator, image_shape: Shape, spec: Spec) -> Cost
         network = config.build(image_shape, spec)
         trained = sum(parameter.numel() for parameter in network.trained().values())
         every = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
+        inside = {parameter for module in network.divisible() for parameter in module.parameters()}
+        divisible = sum(p.numel() * p.element_size() for p in inside if not p.requires_grad)
         cost = count(network, torch.empty(1, *network.noise_shape), *conditions)
-    return replace(cost, parameters=trained, frozen=every - FLOAT * trained + network.bytes_aside)
+    frozen = every - FLOAT * trained + network.bytes_aside
+    return replace(cost, parameters=trained, frozen=frozen, divisible=divisible)
 
 
 def encoder_costs(config: AnyBattery, image_shape: Shape, spec: Spec) -> dict[str, tuple[Cost, int]]:
@@ -172,12 +176,12 @@ def estimate(
     widths = sum(dim + joint for _, dim in trained)
     micro_batch = min(config.micro_batch or config.rollout, -(-config.rollout // ranks))
     divided = ranks if config.shard else 1
-    averaged = config.ema_decay is not None
+    averaged, offloaded = config.ema_decay is not None, getattr(config.battery, "offload", False)
     held = f"weights, {'average, ' * averaged}moments, gradient"
     memory = {
         held: (4 + averaged) * FLOAT * generator.parameters / divided,
-        "frozen weights": generator.frozen,
-        "encoders": FLOAT * sum(cost.parameters for cost, _ in encoders.values()),
+        "frozen weights": generator.frozen - generator.divisible * (1 - 1 / divided),
+        "encoders": FLOAT * (max if offloaded else sum)(cost.parameters for cost, _ in encoders.values()),
         "half-precision weights of one encoder": 2 * max(cost.parameters for cost, _ in trained),
         "references": FLOAT * widths * getattr(config.distance, "landmarks", 0),
         "features and their gradients": 3 * FLOAT * widths * config.rollout,

@@ -31,12 +31,14 @@ from irdm.data.captioned import CAPTIONS, PLAN
 from irdm.distributed import Ranks
 from irdm.encoders.weights import weights_folder
 from irdm.files import claimed, file_entry, hash_of, read_sealed, remove, sealed_folder, write_atomic
+from irdm.geneval.choosing import detected_verdicts, exact_verdicts
 from irdm.images import png_bytes
 from irdm.progress import Meter, Say, silent
 
 PART_IMAGES = 1024  # drawn for a part, what an interrupted render may lose
 PRIME = 1_000_003  # the seed of picture k of prompt i is (seed + k) * PRIME + i
 
+SCORERS = ("pickscore", "geneval", "exact")
 Scorer = Callable[[Sequence[Image.Image], Sequence[str]], Sequence[float]]
 """`scorer(pictures, prompts) -> scores`, one each; higher is better, and minus infinity leaves a picture out."""
 
@@ -45,11 +47,26 @@ Draws = Callable[[Sequence[str], Sequence[int]], Tensor]
 """`teacher(captions, seeds) -> images [n, 3, h, w]` in [0, 1]: `irdm.generators.klein_teacher.Teacher`, or another."""
 
 
-def open_scorer(name: str, device: str) -> Scorer:
-    """`pickscore`, or a callable of your own as `module:function`, also of a file in the working directory.
+def open_scorer(
+    name: str,
+    device: str,
+    texts: Sequence[str] = (),
+    file: Path | None = None,
+    detector: Path | None = None,
+    clip: Path | None = None,
+) -> Scorer:
+    """The scorer of a name, for some prompts and the file that they are from.
 
-    Raises ValueError when it is not there.
+    `pickscore`; `geneval`, by a detector and CLIP, for prompts with tags; `exact`, for captions of the captioned world;
+    or a callable of your own as `module:function`, also of a file in the working directory.
+
+    Raises ValueError when it is not there, or cannot judge these prompts.
     """
+    if name == "exact":
+        return exact_verdicts(texts)
+    if name == "geneval":
+        assert file is not None
+        return detected_verdicts(file, detector, clip, device)
     if name == "pickscore":
         from irdm.metrics.pickscore import PickScore
 
@@ -58,7 +75,9 @@ def open_scorer(name: str, device: str) -> Scorer:
         return lambda pictures, prompts: scorer.scores(pictures, prompts).tolist()
     module, colon, function = name.partition(":")
     if not colon:
-        raise ValueError(f"There is no scorer '{name}': give pickscore, or a function of your own as module:function.")
+        raise ValueError(
+            f"There is no scorer '{name}': give {', '.join(SCORERS)}, or a function of your own as module:function."
+        )
     sys.path.insert(0, os.getcwd())
     try:
         found = getattr(importlib.import_module(module), function)
@@ -115,7 +134,7 @@ def render(
     if not 1 <= kept <= seeds or (kept < seeds and scorer is None):
         raise ValueError(
             f"Keeping {kept} of {seeds} pictures a prompt needs 1 <= top <= seeds, and a scorer that says which: "
-            "--scorer pickscore, or module:function."
+            f"--scorer {', '.join(SCORERS)}, or module:function."
         )
     plan = {"format": 1, "prompts": hash_of(list(prompts)), "count": len(prompts), "seeds": seeds, "top": kept}
     plan |= {"seed": seed, "teacher": dict(identity)}

@@ -14,11 +14,11 @@ from torch import nn
 from irdm.against import evaluate_run
 from irdm.build import (
     build_battery,
-    build_generator,
     build_optimizer,
     build_training,
     check_floors,
     open_run_reference,
+    place_generator,
     resolve_device,
 )
 from irdm.checkpoint import Progress
@@ -68,9 +68,8 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> Result |
             conditions = dataset.train.conditions
             check_floors(config, len(dataset.val))
             begun = any((out / "checkpoints").glob("step-*"))
-            generator = build_generator(config, dataset.image_shape, conditions.spec, restored=begun).to(device)
-            if config.shard:
-                ranks.divide(generator.divisible(), config.generator.kind)
+            shape, spec = dataset.image_shape, conditions.spec
+            generator = place_generator(config, shape, spec, device, ranks, restored=begun)
             prebuilt = open_run_reference(config, dataset, device)
             if ranks.is_main:
                 looked_at = prebuilt is not None and prebuilt.has_images

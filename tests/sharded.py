@@ -1,11 +1,15 @@
-"""What two processes do with one klein divided between them; tests/test_klein_runs.py starts them, by torchrun.
+"""What two processes do with a klein divided between them; tests/test_klein_path.py starts them, by torchrun.
 
-torchrun --nproc-per-node 2 tests/sharded.py OUT DATA
+torchrun --nproc-per-node 2 tests/sharded.py OUT
 """
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import conftest  # noqa: E402, F401 (mends torchvision)
 import torch  # noqa: E402
-from torch import nn  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
 
 ROWS, MICRO, SHAPE = 8, 2, (3, 32, 32)
 CASES: dict[str, dict[str, Any]] = {
@@ -21,6 +26,8 @@ CASES: dict[str, dict[str, Any]] = {
     "bfloat16, checkpointing": {"precision": "bfloat16", "gradient_checkpointing": True},
     "lora on bfloat16": {"lora_rank": 4, "precision": "bfloat16"},
 }
+RUNS = "runs.json"
+"""{name: words of `irdm train`} of the runs that two processes make or go on with; `odd` is one that is disturbed."""
 
 
 def build(**fields: Any):
@@ -48,7 +55,7 @@ def gradient(ranks, generator, looks: bool = False) -> float:
     project = nn.Sequential(nn.Flatten(), nn.Linear(3072, 16)).requires_grad_(False)
     cache = GradientCache({"p": project}, MICRO, 0)
     features = cache.forward(lambda rows: generator(noise[rows], captions=captions[rows]), len(noise))["p"]
-    everyone = ranks.gather(features, ROWS).requires_grad_()
+    everyone = together(ranks, features).requires_grad_()
     loss = torch.exp(-torch.cdist(everyone, everyone).square()).mean() + everyone.square().mean()
     cache.backward({"p": torch.autograd.grad(loss, everyone)[0][share]})
     parameters = list(generator.trained().values())
@@ -56,21 +63,37 @@ def gradient(ranks, generator, looks: bool = False) -> float:
     return nn.utils.clip_grad_norm_(parameters, 1e9).item()
 
 
+def together(ranks, rows: Tensor) -> Tensor:
+    """The rows of all ranks, which have equally many."""
+    parts = [rows.detach()]
+    if ranks.size > 1:
+        parts = [torch.empty_like(rows) for _ in range(ranks.size)]
+        dist.all_gather(parts, rows.detach())
+    return torch.cat(parts).clone()
+
+
 def look(ranks, **fields: Any) -> dict[str, Any]:
     """Gradients, norms and averages of one network over two steps, with a forward without gradient in between."""
     from irdm.ema import EMA
+    from irdm.ops.shards import own
 
     generator = build(**fields)
     if ranks.size > 1:
-        ranks.divide(generator.divisible(), "klein")
+        ranks.divide(generator.divisible(), "klein", generator.rounded)
     trained, transformer = generator.trained(), generator.transformer
     ema, optimizer = EMA(trained, 0.5), torch.optim.AdamW(trained.values(), lr=1e-3)
     found: dict[str, Any] = {}
+    used: set[str] = set()
+    for block in (transformer, *transformer.single_transformer_blocks):
+        block.register_forward_pre_hook(lambda module, _: used.update(str(p.dtype) for p in module.parameters(False)))
+    block = transformer.single_transformer_blocks[0].attn.to_out
+    block.register_forward_pre_hook(lambda module, _: used.update(str(p.dtype) for p in module.parameters()))
 
     def keep(name: str, tensors: dict[str, Any]) -> None:
         found[name] = ranks.snapshot({name: tensors})[name]
 
     norms = [gradient(ranks, generator)]
+    sums = sum(own(p.grad).numel() for p in trained.values() if p.grad is not None)
     keep("gradients", {name: parameter.grad for name, parameter in trained.items()})
     for step in range(2):
         optimizer.step()
@@ -83,41 +106,72 @@ def look(ranks, **fields: Any) -> dict[str, Any]:
     keep("average", ema.state_dict())
     frozen = [name for name, p in transformer.named_parameters() if not p.requires_grad and p.grad is not None]
     kinds = sorted({type(parameter).__name__ for parameter in transformer.parameters()})
-    held = sum(p.to_local().numel() if ranks.size > 1 else p.numel() for p in trained.values())
-    return {**found, "norms": norms, "frozen": frozen, "kinds": kinds, "held": held}
+    held = sum(own(parameter).numel() for parameter in trained.values())
+    types = {str(p.dtype) for p in trained.values()} | {str(p.grad.dtype) for p in trained.values()}
+    found |= {"norms": norms, "frozen": frozen, "kinds": kinds, "held": held, "sums": sums}
+    return {**found, "used": sorted(used), "types": sorted(types)}
 
 
-def run_of(data: Path, steps: int, **fields: Any):
-    """A short run of tiny klein on captioned images."""
-    from irdm.data import CaptionedConfig
-    from irdm.encoders import LocalBatteryConfig
+def placed(ranks, model: Path) -> dict[str, Any]:
+    """When each rank built a larger network from files of many parts, what it took at most and what it holds of it."""
+    from tiny_klein import resident
+
+    from irdm.build import place_generator
+    from irdm.conditions import PromptSpec
     from irdm.generators import KleinConfig
-    from irdm.metrics import EvaluationConfig
     from irdm.presets import PRESETS
 
-    update = {
-        "data": CaptionedConfig(path=(data,), embedder="ngrams"),
-        "generator": KleinConfig(length=96),
-        "battery": LocalBatteryConfig(steps=2, width=2),
-        "evaluation": EvaluationConfig(draws=1, directions=16, rff_features=32, resamples=8, ladder=0, quick_rows=40),
-        **{"rollout": 16, "micro_batch": 4, "steps": steps, "shard": True, "ema_decay": 0.9, "check_every": 2},
-        **{"log_every": 1, "checkpoint_every": 1, "keep_checkpoints": 9},
-    }
-    return PRESETS["klein-tiny"]().model_copy(update=update | fields)
+    config = PRESETS["klein-tiny"]().model_copy(update={"generator": KleinConfig(model=model), "shard": True})
+    moments: list[float] = []
+    before = resident(reset=True)
+    place = ranks.in_turn
+    ranks.in_turn = lambda function: place(lambda: (moments.append(time.monotonic()), function())[1])
+    generator = place_generator(
+        config, SHAPE, PromptSpec(embedder="none", width=4), ranks.device, ranks, restored=False
+    )
+    ranks.in_turn = place
+    numbers = [moments[0], *(each - start for each, start in zip(resident(), before, strict=True))]
+    found = together(ranks, torch.tensor([numbers], dtype=torch.float64))
+    whole = sum(parameter.numel() for parameter in generator.transformer.parameters()) * 4
+    return {"began": found[:, 0].tolist(), "now": found[:, 1].tolist(), "most": found[:, 2].tolist(), "whole": whole}
 
 
-def main(out: Path, data: Path) -> None:
+def disturbed(rank: int):
+    """A rank whose first gradient is not finite, and which is asked to end during its second step."""
+    real, calls = nn.utils.clip_grad_norm_, []
+
+    def clip(*given, **more):
+        calls.append(0)
+        norm = real(*given, **more)
+        if len(calls) == 2 and rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return norm * torch.nan if len(calls) == 1 and rank == 1 else norm
+
+    nn.utils.clip_grad_norm_ = clip
+    return real
+
+
+def main(out: Path) -> None:
+    from irdm.cli import main as irdm
     from irdm.distributed import Ranks
-    from irdm.train import train
 
     torch.set_num_threads(1)
     ranks = Ranks.start("cpu")
     found = {name: look(ranks, **fields) for name, fields in CASES.items()}
+    found["placed"] = placed(ranks, out / "medium")
     if ranks.is_main:
         torch.save(found, out / "two.pt")
-    train(run_of(data, 4), out / "straight")
-    train(run_of(data, 4, evaluation=None), out / "resumed")
+    for name, words in json.loads((out / RUNS).read_text()).items():
+        if name == "odd":
+            real = disturbed(ranks.rank)
+            try:
+                code = irdm(words)
+            except SystemExit as stopped:
+                code = stopped.code
+            nn.utils.clip_grad_norm_ = real
+            assert code == (130, 143)[ranks.rank], f"rank {ranks.rank} ended with {code}"
+        assert irdm(words) == 0, name
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main(Path(sys.argv[1]))

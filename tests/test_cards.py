@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -23,6 +25,16 @@ SHAPE = (3, 512, 512)
 TINY = (3, 32, 32)
 
 
+counted = cache(generator_cost)
+
+
+@pytest.fixture(scope="module")
+def costs():
+    """Of the published model with all weights and with adapters."""
+    sized = PRESETS["klein"]().generator.model_copy(update={"model": published_sizes()})
+    return {rank: generator_cost(sized.model_copy(update={"lora_rank": rank}), SHAPE, SPEC) for rank in (None, 64)}
+
+
 def test_cards_are_named_by_number_and_kind():
     eight, one = cards_of("8xH200"), cards_of("h200")
     assert (eight.count, eight.kind, one.count) == (8, "H200", 1)
@@ -33,11 +45,11 @@ def test_cards_are_named_by_number_and_kind():
     assert all(cards_of(kind) for kind in KINDS)
 
 
-def test_the_published_model_has_its_size_and_takes_what_it_was_measured_to_take():
+def test_the_published_model_has_its_size_and_takes_what_it_was_measured_to_take(costs):
     """45 TFLOP an image with recomputation (forward 6.93, of the decoder 2.52); 62 GB of weights and moments."""
     run = PRESETS["klein"]()
     generator = run.generator.model_copy(update={"model": published_sizes()})
-    cost = generator_cost(generator, SHAPE, SPEC)
+    cost = costs[None]
     assert cost.parameters == 3_875_544_576
     assert cost.flops == pytest.approx(6.93e12 + 2.52e12, rel=0.05)  # attention is not counted
     assert cost.graph_bytes == pytest.approx((0.17 + 0.40) * 2**30, rel=0.05)
@@ -71,12 +83,14 @@ def tiny():
     return PRESETS["klein-tiny"]()
 
 
-def test_every_way_to_train_has_a_line(tiny):
+def test_every_way_to_train_has_a_line(tiny, monkeypatch):
+    monkeypatch.setattr("irdm.cards.generator_cost", counted)
     lines = ways(tiny, TINY, SPEC, cards_of("2xH100"))
     assert [line.split(":")[0].strip() for line in lines[1:]] == [
         "all weights",
         "all weights, divided (--shard)",
         "adapters (--generator.lora-rank 64)",
+        "adapters, divided (--shard)",
     ]
     assert all(re.search(r"GiB a GPU of 74\.5, .* for 20 steps, 0 GPU-hours", line) for line in lines[1:])
     assert len(ways(tiny, TINY, SPEC, cards_of("H100"))) == 3  # nothing to divide over
@@ -87,14 +101,39 @@ def test_every_way_to_train_has_a_line(tiny):
 @pytest.mark.parametrize(
     ("fields", "gigabytes", "knob"),
     [
-        ({"micro_batch": 64}, 0.03, "set --micro-batch"),
-        ({"micro_batch": 1}, 0.0005, "divide the weights"),
+        ({"micro_batch": 64}, 0.03, "encode captions once (`irdm contexts`), set --generator.gradient-checkpointing"),
+        ({"micro_batch": 64}, 0.0001, "train adapters"),
     ],
 )
 def test_what_does_not_fit_is_told_a_knob(tiny, fields, gigabytes, knob, monkeypatch):
     monkeypatch.setitem(KINDS, "SMALL", (gigabytes, 1))
+    monkeypatch.setattr("irdm.cards.generator_cost", counted)
     lines = ways(tiny.model_copy(update=fields), TINY, SPEC, cards_of("2xSMALL"))
     assert "does not fit (" in lines[1] and knob in lines[1]
+
+
+def test_the_battery_of_the_published_model_is_told(costs, monkeypatch):
+    """bfloat16, what it takes, and which knobs make a card of 24 GB do."""
+    monkeypatch.setattr("irdm.cards.generator_cost", lambda config, *_: costs[config.lora_rank])
+    run = PRESETS["klein"]()
+    lines = ways(run, SHAPE, SPEC, cards_of("8xH200"))
+    assert "14 encoders compute in bfloat16 (inception in float32)" in lines[-1]
+    assert re.search(r"float32: (\d+\.\d) GiB on the GPU, (\d\.\d) at a time with --battery.offload", lines[-1])
+    assert not any("does not fit" in line for line in lines)
+    whole, divided = (float(re.findall(r": (.*) GiB a GPU", line)[0]) for line in lines[3:5])
+    assert whole - divided == pytest.approx((7.22 + 1.44) * 7 / 8 + 0.36, abs=0.2), (
+        "the base too, and no gradient twice"
+    )
+    *_, small, _ = ways(run, SHAPE, SPEC, cards_of("RTX4090"))
+    knobs = small.splitlines()[1].split("): ", 1)[1]
+    assert "`irdm contexts`" in knobs and "--battery.offload" in knobs
+    (fewer,) = re.findall(r"--micro-batch (\d)", knobs)
+    done = {"battery": run.battery.model_copy(update={"offload": True}), "micro_batch": int(fewer)}
+    without = replace(costs[64], frozen=costs[64].frozen - run.generator.model_copy(
+        update={"model": published_sizes()}).encoder().parameters * 2)  # fmt: skip
+    generator = run.generator.model_copy(update={"model": published_sizes(), "lora_rank": 64})
+    found = estimate(run.model_copy(update=done | {"generator": generator}), SHAPE, SPEC, 1, without)
+    assert sum(found.memory.values()) < 24e9, "and it fits then"
 
 
 def test_the_command(capsys):

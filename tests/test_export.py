@@ -19,9 +19,10 @@ from irdm.data import DigitsConfig
 from irdm.evaluation.result import Result, write_result
 from irdm.export import FORMATS, export_run
 from irdm.export.files import WRITERS
-from irdm.files import read_tensors
+from irdm.files import read_tensors, sha256_of
 from irdm.generators import KleinConfig, MLPConfig
 from irdm.generators.klein_lora import TARGETS, adapters, merged
+from irdm.generators.klein_names import to_bfl
 from irdm.generators.klein_teacher import load_pipeline
 from irdm.generators.klein_tiny import cached_tiny, write_tiny
 from irdm.geneval.summary import Rate, Scored, write_scored
@@ -33,8 +34,8 @@ from irdm.text.contexts import hash_files
 KEPT = SPEC.model_copy(update={"examples": tuple(PROMPTS)})
 
 
-def run_of(path, **fields):
-    """A run directory with weights that have moved."""
+def run_of(path, moved=True, **fields):
+    """A run directory with weights that have moved, or as they are at first."""
     config = RunConfig(data=DigitsConfig(), generator=KleinConfig(**fields), evaluation=None, rollout=64)
     claim_run(path, config)
     record = {"spec": KEPT.model_dump(mode="json"), "image_shape": [*SHAPE], "overlap": {"/a/geneval.jsonl": OVERLAP}}
@@ -42,8 +43,8 @@ def run_of(path, **fields):
     write_record(path, {**record, "built_on": generator.built_on})
     with torch.no_grad():
         for name, p in generator.trained().items():
-            moved = torch.randn(p.shape, generator=torch.Generator().manual_seed(len(name)))
-            p += moved * (0.3 if ".lora_" in name else 0.01)
+            draws = torch.randn(p.shape, generator=torch.Generator().manual_seed(len(name)))
+            p += moved * draws * (0.3 if ".lora_" in name else 0.01)
     tensors = {name: p.detach() for name, p in generator.trained().items()}
     save_checkpoint(path / "checkpoints", 7, {"ema": tensors}, {})
     return path
@@ -159,6 +160,32 @@ def test_adapters_for_comfyui_are_the_same_ones(lora, tmp_path):
     pipe = load_pipeline(cached_tiny(), torch.float32)
     pipe.load_lora_weights(out, weight_name="lora_bfl.safetensors")
     torch.testing.assert_close(official(pipe), ours(lora), atol=1e-5, rtol=0)
+    assert torch.equal(written(lora_rank=4, weights=out / "lora_bfl.safetensors"), ours(lora))
+    again = run_of(tmp_path / "again", False, lora_rank=4, weights=out / "lora_bfl.safetensors")
+    back = export_run(again, "lora-bfl", tmp_path / "back") / "lora_bfl.safetensors"
+    theirs, _ = read_tensors(back, "")
+    assert theirs.keys() == tensors.keys() and all(torch.equal(theirs[name], t) for name, t in tensors.items())
+
+
+def test_adapters_on_a_student_are_published_with_it(half, tmp_path):
+    """The student is our own full-weights export; its name is in the card, and the card's lines draw our image."""
+    student = export_run(half, "bfl", tmp_path / "student", dtype="float32") / "model.safetensors"
+    run = run_of(tmp_path / "run", lora_rank=4, base=student)
+    out = export_run(run, "lora", tmp_path / "out")
+    text = (out / "README.md").read_text()
+    assert f"# model.safetensors: what the adapters were trained on, sha256 {sha256_of(student)}" in text
+    assert f"- transformer that it started from: sha256 `{sha256_of(student)}`" in text
+    shutil.copy(student, out)
+    assert drawn_by_the_card(out) == 0
+    torch.testing.assert_close(
+        written(weights=export_run(run, "bfl", tmp_path / "merged") / "model.safetensors"), ours(run), atol=1e-5, rtol=0
+    )
+    student.unlink()
+    with pytest.raises(ValueError, match="There is no file .*model.safetensors"):
+        load_run(run, "cpu")
+    torch.save({"model": to_bfl(tiny().transformer.state_dict()), "step": 1}, tmp_path / "student.pth")
+    run = run_of(tmp_path / "pth", lora_rank=4, base=tmp_path / "student.pth")
+    refused("no other program reads a .pth below adapters. Use --to diffusers", run, "lora", tmp_path / "none")
 
 
 @pytest.mark.parametrize("to", ["diffusers", "bfl"])
@@ -175,12 +202,17 @@ CARDS += [("lora", "diffusers", True)]
 @pytest.mark.parametrize(("name", "to", "whole"), CARDS)
 def test_the_lines_of_the_card_draw_its_image(name, to, whole, request, tmp_path):
     out = export_run(request.getfixturevalue(name), to, tmp_path / "out", whole=whole)
+    assert drawn_by_the_card(out) <= (to == "lora-bfl")
+
+
+def drawn_by_the_card(out):
+    """How far the image that its lines draw is from the one that it shows."""
     (code,) = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
     with contextlib.chdir(out):
         exec(code, {})
     drawn, shown = (np.asarray(Image.open(out / file), dtype=int) for file in ("image.png", "image-0.png"))
-    assert abs(drawn - shown).max() <= (to == "lora-bfl")
     assert shown.std() > 10
+    return abs(drawn - shown).max()
 
 
 def test_the_card_says_what_a_user_must_know(full, tmp_path):

@@ -1,34 +1,25 @@
-"""Runs of tiny klein: divided over two processes, drawn for GenEval, and trained against an imported reference."""
+"""Runs of tiny klein that are refused, and one against an imported reference."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import sharded
 import torch
-from geneval.small import LINES, write_prompts
 from PIL import Image
 
-from irdm.checkpoint import load_checkpoint
-from irdm.cli import main
-from irdm.conditions import NoSpec, to_bytes
+from irdm.conditions import NoSpec
 from irdm.controller import ControllerConfig
+from irdm.data import CaptionedConfig
 from irdm.distances import NystromMMDConfig
 from irdm.distributed import Ranks
-from irdm.generators import MLPConfig
-from irdm.generators.klein_tiny import cached_tiny
-from irdm.geneval import read_prompts, rendered
+from irdm.encoders import LocalBatteryConfig
+from irdm.generators import KleinConfig, MLPConfig
+from irdm.metrics import EvaluationConfig
 from irdm.presets import PRESETS
 from irdm.reference.imported import import_reference
-from irdm.run import load_run
 from irdm.train import train
-
-SCRIPT = Path(sharded.__file__)
 
 
 def pictures(folder: Path) -> Path:
@@ -42,93 +33,22 @@ def pictures(folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def out(tmp_path_factory):
-    """Everything that two processes wrote; `resumed` was begun by one."""
-    out = tmp_path_factory.mktemp("sharded")
-    data = pictures(out / "data")
-    cached_tiny()  # once, before there are two
-    train(sharded.run_of(data, 2, evaluation=None), out / "resumed")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*torchrun, SCRIPT, out, data], timeout=500, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, "\n".join(line for line in done.stderr.splitlines() if "[rank" in line)
-    return out
+def run_of(data: Path, steps: int, **fields):
+    """A short run of tiny klein on captioned images."""
+    update = {
+        "data": CaptionedConfig(path=(data,), embedder="ngrams"),
+        "generator": KleinConfig(length=96),
+        "battery": LocalBatteryConfig(steps=2, width=2),
+        "evaluation": EvaluationConfig(draws=1, directions=16, rff_features=32, resamples=8, ladder=0, quick_rows=40),
+        **{"rollout": 16, "micro_batch": 4, "steps": steps, "ema_decay": 0.9, "check_every": 2},
+        **{"log_every": 1, "checkpoint_every": 1, "keep_checkpoints": 9},
+    }
+    return PRESETS["klein-tiny"]().model_copy(update=update | fields)
 
 
-def gap(one, two):
-    """The largest difference of two states, as a share of the largest number."""
-    assert one.keys() == two.keys()
-    return max((one[name] - two[name]).abs().max() for name in one) / max(t.abs().max() for t in one.values())
-
-
-@pytest.mark.parametrize("case", sharded.CASES)
-def test_gradients_norms_and_averages_are_those_of_one_process(out, case):
-    """Sums and not averages, also after a forward without gradient; adapters on a frozen base; masters of bfloat16."""
-    one, two = sharded.look(Ranks(), **sharded.CASES[case]), torch.load(out / "two.pt", weights_only=True)[case]
-    assert two["kinds"] == ["DTensor"] and two["frozen"] == [], "all divided, and no gradient where nothing is trained"
-    assert two["held"] < 0.7 * one["held"], "each process holds its part"
-    assert two["norms"] == pytest.approx(one["norms"], rel=1e-5)
-    for what in ("gradients", "weights", "average", "applied"):
-        assert gap(one[what], two[what]) < 1e-5, what
-    assert gap(two["average"], two["applied"]) == 0
-
-
-def state(run, step):
-    return load_checkpoint(run / "checkpoints" / f"step-{step:08d}").tensors
-
-
-def test_a_run_is_that_of_one_process_and_is_resumed_from_and_by_one(out, tmp_path):
-    alone = tmp_path / "alone"
-    train(sharded.run_of(out / "data", 4, evaluation=None, shard=False), alone)
-    lines = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-             for run in (alone, out / "straight")]  # fmt: skip
-    for ours, theirs in zip(*lines, strict=True):
-        assert theirs["grad_norm"] == pytest.approx(ours["grad_norm"], rel=1e-3)
-        assert theirs["loss"] == pytest.approx(ours["loss"], rel=1e-3)
-    for run in ("straight", "resumed"):
-        for group in ("generator", "ema"):
-            assert gap(state(alone, 4)[group], state(out / run, 4)[group]) < 1e-3, (run, group)
-    assert state(alone, 4)["training"].keys() == state(out / "straight", 4)["training"].keys()
-    train(sharded.run_of(out / "data", 5, evaluation=None, shard=False), out / "resumed")
-    assert gap(state(out / "resumed", 4)["generator"], state(out / "resumed", 5)["generator"]) > 0
-
-
-def test_a_divided_run_looks_and_is_judged(out):
-    run = out / "straight"
-    assert (run / "samples" / "step-00000002.png").exists() and (run / "result.json").exists()
-    checks = [json.loads(line).get("check") for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [check is not None for check in checks] == [False, True, False, True]
-
-
-def test_genevals_prompts_are_drawn_from_a_run_and_from_its_teacher(out, capsys):
-    """Student and teacher from one noise: sample 1 of prompt 2 is the generator's own image of that prompt and seed."""
-    prompts, run = write_prompts(out), out / "straight"
-    assert main(["geneval", "render", str(run), "--prompts", str(prompts), "--samples", "2"]) == 0
-    assert "16 images drawn" in capsys.readouterr().out
-    loaded, noise = load_run(run), torch.randn(32, 4, 4, generator=torch.Generator().manual_seed(46_000_201))
-    with torch.no_grad():
-        image = loaded.generator(noise[None], to_bytes([LINES[2]["prompt"]]))[0]
-    found = np.array(Image.open(run / "geneval/00002/samples/0001.png")).transpose(2, 0, 1)
-    assert np.abs(found - image.numpy() * 255).max() <= 0.51
-    words = ["geneval", "render", str(cached_tiny()), "--prompts", str(prompts), "--samples", "2"]
-    sizes = ["--size", "32", "--length", "96", "--precision", "float32"]
-    assert main([*words, *sizes]) == 2 and "--out is missing" in capsys.readouterr().err
-    assert main([*words, "--out", str(out / "teacher")]) == 1 and "tokens" in capsys.readouterr().err
-    assert main([*words, *sizes, "--out", str(out / "teacher")]) == 0
-    assert len(rendered(out / "teacher", read_prompts(prompts))) == 16
-    assert main(["geneval", "render", str(run), "--prompts", str(prompts), "--steps", "4"]) == 2
-    assert "--steps is of the teacher" in capsys.readouterr().err
-
-
-def test_nothing_that_is_written_is_a_pickle(out):
-    names = {path.suffix for path in (out / "straight" / "checkpoints").rglob("*") if path.is_file()}
-    assert names == {".safetensors", ".json"}
-
-
-def test_a_run_against_an_imported_reference_is_judged_by_its_own_data(out, tmp_path, monkeypatch, capsys):
+def test_a_run_against_an_imported_reference_is_judged_by_its_own_data(tmp_path, monkeypatch, capsys):
     """Bundles under two local encoders, in place of the panel's."""
-    names, config = ("pixels", "pca"), sharded.run_of(out / "data", 2, shard=False)
+    names, config = ("pixels", "pca"), run_of(pictures(tmp_path / "data"), 2)
     dataset = config.data.build()
     battery = config.battery.fit(dataset, cache_dir=tmp_path / "encoders")
     dims = {name: SimpleNamespace(dim=battery[name].dim) for name in battery.held_in}

@@ -5,10 +5,14 @@ import math
 
 import pytest
 import torch
+from geneval.small import LINES, write_prompts
 
 from irdm.cli import main
 from irdm.data import CaptionedConfig
+from irdm.geneval.choosing import Verdicts, exact_verdicts, read_asked
+from irdm.geneval.verdicts import Judge
 from irdm.render import PRIME, open_scorer, render
+from irdm.world import correct, picture
 
 PROMPTS = [f"prompt {i}" for i in range(5)]
 
@@ -84,7 +88,7 @@ def test_scorers_that_are_missing_silent_or_never_content(tmp_path, monkeypatch)
     (tmp_path / "mine.py").write_text("def longest(pictures, prompts):\n    return [len(p) for p in prompts]\nX = 3\n")
     assert list(open_scorer("mine:longest", "cpu")([], ["abc"])) == [3]
     for name, says in (
-        ("aesthetic", "There is no scorer 'aesthetic': give pickscore, or a function"),
+        ("aesthetic", "There is no scorer 'aesthetic': give pickscore, geneval, exact, or a function"),
         ("nowhere:f", "The scorer 'nowhere:f' cannot be imported"),
         ("mine:missing", "cannot be imported"),
         ("mine:X", "is a int, expected a function"),
@@ -102,6 +106,69 @@ def test_scorers_that_are_missing_silent_or_never_content(tmp_path, monkeypatch)
         render(PROMPTS, tmp_path / "t", Shades(), {}, seeds=2, top=1)
     with pytest.raises(ValueError, match="2 prompts, 1 of them different"):
         render(["a", "a"], tmp_path / "t", Shades(), {})
+
+
+def test_the_exact_judge_leaves_what_its_caption_asks_for(tmp_path):
+    """Every second picture is of the next caption, which the judge must see."""
+    texts = ["a photo of a red circle", "two blue squares", "a green triangle and a white cross"]
+
+    def teacher(captions, seeds):
+        shown = [texts[(texts.index(text) + seed // PRIME % 2) % 3] for text, seed in zip(captions, seeds, strict=True)]
+        draws = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return torch.cat([picture([text], draw) for text, draw in zip(shown, draws, strict=True)])
+
+    scorer = exact_verdicts(texts)
+    out = render(texts, tmp_path / "r", teacher, {"verdicts": scorer.identity}, seeds=4, top=3, scorer=scorer)
+    rows = rows_of(out)
+    assert [(row["caption"], row["score"]) for row in rows] == [(text, 1) for text in texts for _ in range(2)]
+    assert {row["seed"] // PRIME for row in rows} == {0, 2}
+    data = CaptionedConfig(path=(out,), embedder="ngrams", val_fraction=0.5).build()
+    assert all(correct(side.read(torch.arange(3)), side.conditions.captions()).all() for side in (data.train, data.val))
+    with pytest.raises(ValueError, match="words that the world does not know: .*dog"):
+        open_scorer("exact", "cpu", ["a photo of a dog"])
+
+
+class Bright(Judge):
+    """Finds what is asked for in bright pictures; a count only in the brightest."""
+
+    kind, metric, identity = "transformers", "", {"weights": "abc"}
+
+    def look(self, image, prompt):
+        level = image.getpixel((0, 0))[0]
+        return "" if level >= (80 if prompt.tag == "counting" else 40) else f"{prompt.include[0].name} expected", {}
+
+
+def test_genevals_verdicts_choose_by_what_a_line_asks_for(tmp_path):
+    file = write_prompts(tmp_path)
+    scorer = Verdicts(Bright(), read_asked(file))
+    texts = [line["prompt"] for line in LINES]
+    out = render(texts, tmp_path / "r", Shades(), {}, seeds=3, scorer=scorer)
+    kept = {text: [row["seed"] // PRIME for row in rows_of(out) if row["caption"] == text] for text in texts}
+    assert all(seeds == ([2] if text == "a photo of two buses" else [1, 2]) for text, seeds in kept.items())
+    other = Verdicts(
+        Bright(), read_asked(write_prompts(tmp_path, [*LINES[:-1], {**LINES[-1], "tag": "single_object"}]))
+    )
+    assert scorer.identity != other.identity
+
+
+def test_verdicts_need_tags(tmp_path, capsys):
+    (tmp_path / "plain.txt").write_text("a photo of a bench\n")
+    (tmp_path / "plain.jsonl").write_text('{"prompt": "a photo of a bench"}\n')
+    lines = [LINES[0], {**LINES[1], "prompt": LINES[0]["prompt"]}]
+    for file, says in (
+        (tmp_path / "plain.txt", "Verdicts need to know what a picture must show, which the tags of GenEval's format"),
+        (tmp_path / "plain.jsonl", "plain.jsonl, line 1 is no prompt of GenEval: "),
+        (write_prompts(tmp_path, lines), "line 2 asks for something else than an earlier line of the same prompt"),
+    ):
+        words = ["render", str(file), "--out", str(tmp_path / "r"), "--model", str(tmp_path / "none")]
+        assert main([*words, "--scorer", "geneval"]) == 1 and says in capsys.readouterr().err
+    write_prompts(tmp_path)
+    words[1] = str(tmp_path / "evaluation_metadata.jsonl")
+    assert main([*words, "--scorer", "geneval"]) == 1
+    assert "the scorer transformers needs a folder of a Mask2Former" in capsys.readouterr().err
+    assert main([*words, "--scorer", "exact"]) == 1 and "the world does not know" in capsys.readouterr().err
+    assert main([*words, "--clip", "x.pt"]) == 2 and "--clip is for --scorer geneval" in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()
 
 
 def test_the_command_looks_at_everything_first(tmp_path, capsys):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -42,3 +44,26 @@ def official(pipe: Any, steps: int = 1, **fields: Any) -> torch.Tensor:
     """Its images of the prompts from the noise."""
     given = {"prompt": PROMPTS, "latents": noise(), "height": 32, "width": 32, "max_sequence_length": LENGTH} | fields
     return pipe(num_inference_steps=steps, guidance_scale=1.0, output_type="pt", **given).images.float()
+
+
+def medium(folder: Path) -> Path:
+    """A folder of klein whose transformer has 115 million random numbers in bfloat16, in files of many parts."""
+    from diffusers import Flux2Transformer2DModel
+
+    shutil.copytree(cached_tiny(), folder, ignore=shutil.ignore_patterns("transformer"))
+    torch.manual_seed(0)
+    transformer = Flux2Transformer2DModel(
+        in_channels=32, num_layers=2, num_single_layers=3, attention_head_dim=64, num_attention_heads=16,
+        joint_attention_dim=48, axes_dims_rope=(16, 16, 16, 16), guidance_embeds=False,
+    )  # fmt: skip
+    transformer.to(torch.bfloat16).save_pretrained(folder / "transformer", max_shard_size="40MB")
+    return folder
+
+
+def resident(reset: bool = False) -> tuple[float, float]:
+    """Bytes of memory that this process holds, and the most that it held since the last reset."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    text = Path("/proc/self/status").read_text()
+    now, most = (float(re.findall(rf"{name}:\s+(\d+) kB", text)[0]) * 1024 for name in ("VmRSS", "VmHWM"))
+    return now, most

@@ -20,6 +20,7 @@ class Render(Config):
     goes on when the same command is given again; under torchrun several processes share the work.
 
       irdm render prompts.txt --model FLUX.2-klein-4B --out renders --seeds 24 --top 3 --scorer pickscore
+      irdm render evaluation_metadata.jsonl --model FLUX.2-klein-4B --out correct --seeds 100 --scorer geneval
     """
 
     prompts: Path = word()
@@ -33,8 +34,13 @@ class Render(Config):
     top: Count | None = None
     """Pictures kept of each prompt; unset, all."""
     scorer: str | None = None
-    """Which are best: pickscore, or a function of your own, module:function, of (pictures, prompts), that returns a
-    number each; minus infinity leaves a picture out, such as one that a verdict finds wrong."""
+    """Which are best: pickscore; geneval, which leaves out what GenEval's rules find wrong, of prompts with its tags;
+    exact, the same in the captioned world; or a function of your own, module:function, of (pictures, prompts), that
+    returns a number each, minus infinity to leave a picture out."""
+    detector: Path | None = None
+    """Folder of a Mask2Former for COCO's instances, which geneval looks with."""
+    clip: Path | None = None
+    """Weights of CLIP ViT-L-14 of OpenAI, which tells geneval colours; unset, the cache of open_clip."""
     size: int = Field(default=512, ge=16, le=4096)
     """Height and width in pixels."""
     length: int = Field(default=48, ge=16, le=512)
@@ -64,6 +70,7 @@ def run(given: Render, command: str) -> int:
     from irdm.distributed import Ranks
     from irdm.generators.klein_folder import open_folder
     from irdm.generators.klein_teacher import Teacher
+    from irdm.geneval.choosing import Verdicts
     from irdm.progress import silent
     from irdm.render import open_scorer, render
 
@@ -74,7 +81,10 @@ def run(given: Render, command: str) -> int:
     if given.top not in (None, given.seeds) and given.scorer is None:
         raise UsageError(f"--top {given.top} of {given.seeds} needs a --scorer that says which")
     device = resolve_device(given.device)
-    scorer = open_scorer(given.scorer, device) if given.scorer else None
+    if odd := [name for name in ("detector", "clip") if getattr(given, name) and given.scorer != "geneval"]:
+        raise UsageError(f"--{odd[0]} is for --scorer geneval; leave it out")
+    judging = (prompts, given.prompts, given.detector, given.clip)
+    scorer = open_scorer(given.scorer, device, *judging) if given.scorer else None
     shape = (3, given.size, given.size)
     made = {"steps": given.steps, "length": given.length, "precision": given.precision}
     teacher = Teacher(
@@ -86,6 +96,8 @@ def run(given: Render, command: str) -> int:
         say(said)
     say(f"{len(prompts)} different prompts of {len(rows)} in {given.prompts}, {given.seeds} pictures each")
     identity = {**made, "size": given.size, "scorer": given.scorer, "noise": given.noise_device}
+    if isinstance(scorer, Verdicts):
+        identity["verdicts"] = scorer.identity
     identity["model"] = open_folder(given.model).hashes
     settings = {"seeds": given.seeds, "top": given.top, "scorer": scorer, "seed": given.seed}
     render(prompts, given.out, teacher, identity, **settings, micro_batch=given.micro_batch, ranks=ranks, progress=say)

@@ -51,6 +51,31 @@ class Encoder(nn.Module):
         return features
 
 
+class Visiting(nn.Module):
+    """A frozen network whose numbers stay in main memory; each call brings them to where its input is.
+
+    Moving the module moves nothing. What a graph needs of the numbers stays there until its backward pass.
+    """
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+        if torch.cuda.is_available():
+            for tensor in self._numbers().values():
+                tensor.data = tensor.data.pin_memory()
+
+    def _numbers(self) -> dict[str, Tensor]:
+        return dict(chain(self.network.named_parameters(), self.network.named_buffers()))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Visiting:
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the network makes of x, to the bit."""
+        there = {name: tensor.to(x.device, non_blocking=True) for name, tensor in self._numbers().items()}
+        return torch.func.functional_call(self.network, there, (x,))
+
+
 class Battery(nn.Module):
     """Encoders by name, divided into those that train the generator and those that only judge it."""
 

@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from irdm.data.image_source import in_threads
-from irdm.encoders.base import Encoder
+from irdm.encoders.base import Encoder, Visiting
 from irdm.encoders.weights import Weights, WeightSource, read_state, require
 
 Images = Float[Tensor, "n 3 h w"]
@@ -140,8 +140,12 @@ RESIZES: dict[str, Callable[[Images, int], Resized]] = {
 }
 
 
-def load_encoder(entry: PanelEntry, folder: Path | None = None, compile: bool = False) -> Encoder:
+def load_encoder(
+    entry: PanelEntry, folder: Path | None = None, compile: bool = False, offload: bool = False
+) -> Encoder:
     """The frozen encoder of a row of the panel, its weights verified. `compile` acts on CUDA only.
+
+    `offload`: its weights stay in main memory, and are not compiled.
 
     Raises ValueError when a package or a weight file is missing, a file was altered, its keys do not fit the
     architecture, or the features have another dimension than the table says.
@@ -154,7 +158,7 @@ def load_encoder(entry: PanelEntry, folder: Path | None = None, compile: bool = 
             f"The weights of the encoder '{entry.name}' do not fit its architecture, {entry.model}: {error}\n"
             f"If another file was given the name of {', '.join(map(str, files.values()))}, replace it."
         ) from error
-    network = PanelNetwork(entry, features, compile)
+    network = PanelNetwork(entry, Visiting(features) if offload else features, compile and not offload)
     with torch.no_grad():
         shape = tuple(network(torch.zeros(1, 3, entry.resolution, entry.resolution)).shape)
     if shape != (1, entry.dim):

@@ -279,6 +279,9 @@ class PanelBatteryConfig(Config):
     """Folder of the weights, FOLDER/<encoder>/<file>; unset means $IRDM_WEIGHTS, else irdm's cache."""
     compile: bool = free(True)
     """Compile each encoder with torch.compile on CUDA; slower to start, faster after."""
+    offload: bool = free(False)
+    """Keep encoders in main memory, and bring one after another to the GPU for each micro-batch, uncompiled: for cards
+    that do not hold them all."""
 
     @field_validator("held_in", "held_out")
     @classmethod
@@ -303,7 +306,7 @@ class PanelBatteryConfig(Config):
             raise ValueError(f"There is no encoder {', '.join(unknown)}; choose from {', '.join(self.names)}.")
         held_in, held_out = (tuple(n for n in side if n in names) for side in (self.held_in, self.held_out))
         weights = weights or self.weights
-        return PanelBatteryConfig(held_in=held_in, held_out=held_out, weights=weights, compile=self.compile)
+        return self.model_copy(update={"held_in": held_in, "held_out": held_out, "weights": weights})
 
     def fit(
         self,
@@ -325,7 +328,7 @@ class PanelBatteryConfig(Config):
         encoders, problems = {}, []
         for entry in entries(self.names):
             try:
-                encoders[entry.name] = load_encoder(entry, self.weights, self.compile)
+                encoders[entry.name] = load_encoder(entry, self.weights, self.compile, self.offload)
                 say(f"loaded the encoder '{entry.name}'")
             except ValueError as error:
                 problems.append(str(error))

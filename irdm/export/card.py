@@ -17,6 +17,7 @@ from irdm.generators import Klein, KleinConfig
 from irdm.geneval import read_scored
 from irdm.geneval.summary import RESULT as GENEVAL
 from irdm.run import LoadedRun
+from irdm.text.contexts import hash_file
 
 HUB = {(5, 20, 24): "black-forest-labs/FLUX.2-klein-4B"}
 """The name of a published model by its blocks of both kinds and its heads; this one is under the Apache License 2.0."""
@@ -71,7 +72,7 @@ def write_card(
         "## Use",
         "",
         "```python",
-        snippet(to, file, precision, base, whole, (height, width), length, drawings[0]),
+        snippet(to, file, precision, base, whole, (height, width), length, drawings[0], generator.folder.base),
         "```",
         "",
         f"All of these arguments matter. The pipeline's own defaults are 50 steps, 1024x1024 and {512} tokens of text, "
@@ -107,9 +108,13 @@ def write_card(
 
 
 def snippet(
-    to: str, file: str, dtype: str, base: str, whole: bool, size: tuple[int, int], length: int, drawing: Drawing
-) -> str:
-    """Python that draws an image of the card again, run in the folder of the export."""
+    to: str, file: str, dtype: str, base: str, whole: bool, size: tuple[int, int], length: int, drawing: Drawing,
+    student: Path | None = None,
+) -> str:  # fmt: skip
+    """Python that draws an image of the card again, run in the folder of the export.
+
+    `student`: the file, to be brought there, whose transformer is below adapters.
+    """
     kind, (height, width) = f"torch.{dtype}", size
     pipeline, parts = json.dumps(base), ["Flux2KleinPipeline"]
     load, after = "", ""
@@ -120,11 +125,11 @@ def snippet(
             f'transformer = Flux2Transformer2DModel.from_pretrained(".", subfolder="transformer", torch_dtype={kind})\n'
         )
     elif to == "bfl":
-        load = (
-            "transformer = Flux2Transformer2DModel.from_single_file(\n"
-            f'    "{file}", config={pipeline}, subfolder="transformer", torch_dtype={kind}\n)\n'
-        )
+        load = _single_file(file, pipeline, kind)
     else:
+        if student is not None:
+            load = f"# {student.name}: what the adapters were trained on, sha256 {hash_file(student)}\n"
+            load += _single_file(student.name, pipeline, kind)
         after = f'pipe.load_lora_weights(".", weight_name="{file}")\n'
     if load:
         parts.append("Flux2Transformer2DModel")
@@ -141,11 +146,18 @@ def snippet(
     )
 
 
+def _single_file(file: str, pipeline: str, kind: str) -> str:
+    return (
+        "transformer = Flux2Transformer2DModel.from_single_file(\n"
+        f'    "{file}", config={pipeline}, subfolder="transformer", torch_dtype={kind}\n)\n'
+    )
+
+
 def _rounding(drawings: Sequence[Drawing], to: str) -> list[str]:
     """What the export itself changed."""
     off = max(drawing.off for drawing in drawings)
     if to == "lora-bfl":
-        return ["These images are of the run; the adapters are the same under other names, q, k and v as one.", ""]
+        return ["The adapters are the run's own, to the bit; q, k and v are one here, which rounds otherwise.", ""]
     if off == 0:
         return ["They are the run's own images, to the bit.", ""]
     return [f"The run's own images differ from them by at most {off:.2g} of the range of a pixel: rounding.", ""]

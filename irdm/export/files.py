@@ -82,6 +82,11 @@ def export_run(
     config, generator = loaded.config.generator, loaded.generator
     if not isinstance(config, KleinConfig) or not isinstance(generator, Klein):
         raise ValueError(f"{run} has trained a generator '{config.kind}'; `irdm export` writes klein.")
+    if adapters and config.base and config.base.suffix != ".safetensors":
+        raise ValueError(
+            f"The adapters of {run} stand on {config.base}, and no other program reads a {config.base.suffix} below "
+            "adapters. Use --to diffusers or --to bfl, which merge them, or train on the same weights as .safetensors."
+        )
     if adapters and config.lora_rank is None:
         raise ValueError(f"{run} has trained all weights, and has no adapters: use --to diffusers or --to bfl.")
     texts = tuple(prompts) or tuple(loaded.spec.each(1, SHOWN).captions())
@@ -122,26 +127,22 @@ def provenance(loaded: LoadedRun, generator: Klein) -> dict[str, str]:
     }
 
 
-def reopened(config: KleinConfig, loaded: LoadedRun, file: Path, dtype: str, to: str) -> Klein | None:
-    """The generator that a file makes of the published model; None for the one format that irdm does not read."""
-    if to == "lora-bfl":
-        return None
+def reopened(config: KleinConfig, loaded: LoadedRun, file: Path, dtype: str, to: str) -> Klein:
+    """The generator that a file makes of the published model."""
     update = {"weights": file, "weights_sha256": None, "compile": False}  # as the pipeline will draw with it
-    if to != "lora":
-        update |= {"lora_rank": None, "precision": dtype}
+    if not to.startswith("lora"):
+        update |= {"lora_rank": None, "base": None, "precision": dtype}
     return config.model_copy(update=update).build(loaded.image_shape, loaded.spec)
 
 
 @torch.no_grad()
-def draw(loaded: LoadedRun, trained: Klein, written: Klein | None, texts: Sequence[str], device: str) -> list[Drawing]:
+def draw(loaded: LoadedRun, trained: Klein, written: Klein, texts: Sequence[str], device: str) -> list[Drawing]:
     """An image a text, from noise that its number seeds, by the written weights, and how far the run's own is."""
     drawings = []
     for seed, text in enumerate(texts):
         noise = torch.randn(1, *trained.noise_shape, generator=torch.Generator().manual_seed(seed)).to(device)
         images = [
-            generator.to(device).eval()(noise, to_bytes([text]).to(device)).cpu()[0]
-            for generator in (trained, written)
-            if generator is not None
+            generator.to(device).eval()(noise, to_bytes([text]).to(device)).cpu()[0] for generator in (trained, written)
         ]
         drawings.append(
             Drawing(f"image-{seed}.png", text, seed, images[-1], (images[-1] - images[0]).abs().max().item())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from irdm.conditions import Conditions
@@ -33,6 +34,13 @@ class Generator(nn.Module):
         None, when the network cannot be divided.
         """
         return []
+
+    @property
+    def rounded(self) -> torch.dtype | None:
+        """The type in which float32 weights are used, where a forward rounds every one of them: no more need be sent
+        between processes (`--shard`). None, when they are used as they are.
+        """
+        return None
 
     @property
     def bytes_aside(self) -> int:

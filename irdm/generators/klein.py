@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float, UInt8
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,6 +24,7 @@ from irdm.generators.klein_folder import TINY, KleinFolder, open_folder
 from irdm.generators.klein_lora import add_lora
 from irdm.generators.klein_weights import load_student
 from irdm.generators.pmf import to_unit_range
+from irdm.generators.weights import check_file
 from irdm.text.contexts import DTYPES, ContextEncoder, ContextStore
 
 if TYPE_CHECKING:
@@ -49,6 +50,9 @@ class KleinConfig(Config):
     """A folder of contexts made by `irdm contexts`; unset reads every caption again, by the text encoder."""
     lora_rank: int | None = Field(default=None, ge=1, le=3072)
     """Rank of adapters (LoRA) on every linear map of the blocks, which alone are trained; unset trains all weights."""
+    base: Path | None = None
+    """A file whose transformer stands in place of the folder's below adapters, such as a student's: .safetensors, .pth
+    or .pt. It must be there whenever the run is opened."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic, and what is frozen; weights that are trained stay float32."""
     gradient_checkpointing: bool = free(False)
@@ -60,6 +64,15 @@ class KleinConfig(Config):
     weights_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
     """The sha256 that file must have; unset takes any."""
 
+    @model_validator(mode="after")
+    def _stands(self) -> KleinConfig:
+        if self.base and self.lora_rank is None:
+            raise ValueError(
+                f"base is {self.base}, on which adapters are trained, and lora_rank is unset; set it, or give the file "
+                "as weights, which training of all weights starts from."
+            )
+        return self
+
     def build(self, image_shape: tuple[int, int, int], spec: Spec) -> Klein:
         """The network as the folder has it, or with `weights`; fresh adapters are random (the caller seeds torch).
 
@@ -70,7 +83,7 @@ class KleinConfig(Config):
             raise ValueError(
                 "klein draws captions, and these images have none. Give --data.kind captioned, or another generator."
             )
-        return Klein(self, open_folder(self.model), image_shape)
+        return Klein(self, open_folder(self.model, self.base), image_shape)
 
     def encoder(self) -> ContextEncoder:
         """What reads the captions. Raises ValueError when the folder is not that of a distilled klein."""
@@ -90,9 +103,11 @@ class Klein(Generator):
         super().__init__()
         self.noise_shape, self.max_cut = folder.noise_shape(image_shape), config.max_cut
         self.folder, self.lora_rank, self.dtype = folder, config.lora_rank, DTYPES[config.precision]
+        self.texts = Contexts(ContextEncoder(folder.path, config.length, self.dtype), config.contexts)
+        if config.weights and not torch.empty(0).is_meta:  # before what takes a while
+            check_file(config.weights, None)
         self.transformer = folder.load_transformer(torch.float32 if config.lora_rank is None else self.dtype)
         self.vae = folder.load_vae(self.dtype).requires_grad_(False).eval()
-        self.texts = Contexts(ContextEncoder(folder.path, config.length, self.dtype), config.contexts)
         if config.lora_rank is not None:
             add_lora(self.transformer, config.lora_rank)
         elif self.dtype != torch.float32:
@@ -136,6 +151,11 @@ class Klein(Generator):
         latents = latents * std.to(latents)[:, None, None] + self.vae.bn.running_mean.to(latents)[:, None, None]
         images = self.vae.decode(F.pixel_shuffle(latents, 2), return_dict=False)[0]
         return to_unit_range(images * 0.5 + 0.5).float()
+
+    @property
+    def rounded(self) -> torch.dtype | None:
+        """The precision of the blocks, whose masters are float32; adapters compute in float32."""
+        return None if self.lora_rank or self.dtype == torch.float32 else self.dtype
 
     @property
     def bytes_aside(self) -> int:

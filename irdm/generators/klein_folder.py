@@ -16,7 +16,9 @@ from torch import nn
 
 from irdm.files import cache_dir, replaced_folder
 from irdm.generators.klein_tiny import cached_tiny
-from irdm.text.contexts import hash_files
+from irdm.generators.klein_weights import read_transformer
+from irdm.generators.weights import check_file
+from irdm.text.contexts import hash_file, hash_files
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
@@ -64,6 +66,8 @@ class KleinFolder:
     """The configuration of the transformer."""
     vae: Mapping[str, Any]
     """The configuration of the VAE."""
+    base: Path | None = None
+    """A file whose transformer stands in place of the folder's."""
 
     @property
     def pixels(self) -> int:
@@ -86,14 +90,21 @@ class KleinFolder:
 
     @cached_property
     def hashes(self) -> dict[str, str]:
-        """sha256 of the weights and configuration of each network."""
-        return {part: hash_files(self.path / part) for part in ("transformer", "vae", "text_encoder")}
+        """sha256 of the weights and configuration of each network, or of the file that stands in its place."""
+        found = {part: hash_files(self.path / part) for part in ("transformer", "vae", "text_encoder")}
+        return found | ({"transformer": hash_file(self.base)} if self.base else {})
 
     def load_transformer(self, dtype: torch.dtype) -> Flux2Transformer2DModel:
         """The transformer; on the meta device, when that is torch's default, its shapes alone."""
         from diffusers import Flux2Transformer2DModel
 
-        return self._load(Flux2Transformer2DModel, "transformer", dtype)
+        if self.base is None or torch.empty(0).is_meta:
+            return self._load(Flux2Transformer2DModel, "transformer", dtype)
+        with torch.device("meta"):
+            network = self._load(Flux2Transformer2DModel, "transformer", dtype)
+        state = read_transformer(self.base, {name: tensor.shape for name, tensor in network.state_dict().items()})
+        network.load_state_dict({name: tensor.to(dtype) for name, tensor in state.items()}, assign=True)
+        return network
 
     def load_vae(self, dtype: torch.dtype) -> AutoencoderKLFlux2:
         """The VAE, as `load_transformer`."""
@@ -126,13 +137,15 @@ def require() -> None:
         raise ValueError(f"klein needs the packages {', '.join(missing)}: {INSTALL}")
 
 
-def open_folder(model: Path) -> KleinFolder:
-    """The folder of klein, or of the tiny one for the name `tiny`.
+def open_folder(model: Path, base: Path | None = None) -> KleinFolder:
+    """The folder of klein, or of the tiny one for the name `tiny`; `base`, a file with another transformer.
 
     Raises ValueError when there is none, it is of another model or of the base model, a part is missing, or the parts
     do not fit each other.
     """
     require()
+    if base is not None:
+        check_file(base, None)
     path = cached_tiny() if model == TINY else model
     if not path.is_dir():
         raise ValueError(f"--generator.model is {model}, and there is no such folder. {FETCH}")
@@ -147,7 +160,7 @@ def open_folder(model: Path) -> KleinFolder:
         )
     if missing := [part for part in PARTS if not (path / part).is_dir()]:
         raise ValueError(f"{path} lacks {', '.join(missing)}. {FETCH}")
-    folder = KleinFolder(path, _json(path / "transformer" / "config.json"), _json(path / "vae" / "config.json"))
+    folder = KleinFolder(path, _json(path / "transformer" / "config.json"), _json(path / "vae" / "config.json"), base)
     text = _json(path / "text_encoder" / "config.json")
     sizes = {
         "channels of a token": (folder.transformer["in_channels"], PATCH**2 * folder.vae["latent_channels"]),

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from irdm.generators.klein_names import bfl_name
+from irdm.generators.klein_names import bfl_name, to_diffusers
 
 if TYPE_CHECKING:
     from diffusers import Flux2Transformer2DModel
 
 ADAPTERS = "lora_adapter_metadata"  # the note of a safetensors file in which diffusers keeps rank and alpha
+BFL = "diffusion_model."  # before the names of ComfyUI's adapters
 ATTENTION = ("to_q", "to_k", "to_v", r"to_out\.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 TARGETS = (
     rf"transformer_blocks\.\d+\.(attn\.({'|'.join(ATTENTION)})|ff(_context)?\.linear_(in|out))"
@@ -87,5 +89,29 @@ def lora_file_bfl(transformer: Flux2Transformer2DModel) -> tuple[dict[str, Tenso
         pairs[name] = torch.cat([a for a, _ in parts]), torch.block_diag(*[b for _, b in parts])
     state = {}
     for name, (a, b) in sorted(pairs.items()):
-        state |= {f"diffusion_model.{name}.lora_A.weight": a, f"diffusion_model.{name}.lora_B.weight": b}
+        state |= {f"{BFL}{name}.lora_A.weight": a, f"{BFL}{name}.lora_B.weight": b}
     return state, {"format": "pt"}
+
+
+def from_bfl(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of `lora_file_bfl` as those of `lora_file`, to the bit.
+
+    Raises ValueError for a name that is in no table, and an adapter of q, k and v that is not three side by side.
+    """
+    found = {}
+    for half in ("lora_A", "lora_B"):
+        end = f".{half}.weight"
+        named = {name.removeprefix(BFL).removesuffix(end): t for name, t in state.items() if name.endswith(end)}
+        parts = to_diffusers({f"{name}.weight": tensor for name, tensor in named.items()})  # q, k, v: a third of rows
+        for name, tensor in parts.items():
+            module = name.removesuffix(".weight")
+            _, part = bfl_name(module)
+            if part is not None and half == "lora_B":
+                thirds = tensor.chunk(3, dim=1)
+                if tensor.shape[1] % 3 or any(third.any() for i, third in enumerate(thirds) if i != part):
+                    raise ValueError(f"{module} shares its adapter with others, and irdm trains q, k and v apart")
+                tensor = thirds[part]
+            found[f"transformer.{module}{end}"] = tensor
+    if odd := [name for name in state if not name.endswith((".lora_A.weight", ".lora_B.weight"))]:
+        raise ValueError(f"{odd[0]} is no adapter's name, such as {BFL}MODULE.lora_A.weight")
+    return found

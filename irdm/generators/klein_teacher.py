@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,12 @@ class Teacher:
         folder.noise_shape(image_shape)
         self.size, self.steps, self.device, self.noise_device = image_shape[1:], steps, device, noise_device
         self.texts = Contexts(ContextEncoder(folder.path, length, dtype), contexts)
-        self.pipeline = load_pipeline(folder.path, dtype, text_encoder=None, tokenizer=None).to(device)
+        self.folder, self.dtype = folder, dtype
+
+    @cached_property
+    def pipeline(self) -> Any:
+        """Loaded when an image is first drawn."""
+        return load_pipeline(self.folder.path, self.dtype, text_encoder=None, tokenizer=None).to(self.device)
 
     def __call__(self, captions: Sequence[str], seeds: Sequence[int]) -> Float32[Tensor, "n 3 h w"]:
         """As many images as captions, on the CPU. Raises ValueError unless there is a seed for each."""

@@ -1,13 +1,15 @@
-"""Weights of klein that somebody else trained, every entry accounted for: a student's transformer, or adapters.
+"""Weights of klein from a file, every entry accounted for: a student's transformer, or adapters.
 
 A student is a `.safetensors` file, or a `.pth` of tensors alone or of {"model": tensors, "step": n}, as the authors
-published theirs; under Black Forest Labs' names, with or without a prefix, or diffusers'.
+published theirs; under Black Forest Labs' names, with or without a prefix, or diffusers'. Adapters have diffusers'
+names, or those of ComfyUI.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor
 
 from irdm.files import read_tensors, unpickled
-from irdm.generators.klein_lora import ADAPTERS
+from irdm.generators.klein_lora import ADAPTERS, BFL, from_bfl
 from irdm.generators.klein_names import to_diffusers
 from irdm.generators.weights import check_file, entry_problems
 
@@ -38,19 +40,36 @@ def load_student(generator: Klein, path: Path, sha256: str | None = None) -> Non
         raise ValueError(
             f"{path} holds adapters (LoRA), and all weights are to be trained: set --generator.lora-rank."
             if adapters
-            else f"{path} holds a whole transformer, and --generator.lora-rank is {rank}: adapters are for the frozen "
-            "weights of --generator.model, which must be there again whenever the run is opened. Give a folder that "
-            "has this transformer."
+            else f"{path} holds a whole transformer, and --generator.lora-rank is {rank}: to train adapters on it, "
+            "give it as --generator.base; it must be there again whenever the run is opened."
         )
     state = adapters_of(state, notes, generator, path) if rank is not None else state
     expected = {name.removeprefix("transformer."): tensor for name, tensor in generator.trained().items()}
-    problems = entry_problems(state, {name: tensor.shape for name, tensor in expected.items()})
-    if problems:
-        more = f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else ""
-        raise ValueError(f"{path} is not of this klein:\n  " + "\n  ".join(problems[:20]) + more)
+    _account(state, {name: tensor.shape for name, tensor in expected.items()}, path)
     with torch.no_grad():
         for name, tensor in expected.items():
             tensor.copy_(state[name])
+
+
+def read_transformer(path: Path, expected: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    """A whole transformer from a file, of the entries {name: shape}; mapped, and read as it is used.
+
+    Raises ValueError for a file that cannot be read, or holds something else: every entry that differs is named.
+    """
+    state, _ = read_student(path)
+    if any(".lora_A." in name for name in state):
+        raise ValueError(
+            f"{path} holds adapters (LoRA), and --generator.base is a whole transformer that adapters are trained on; "
+            "to start from these, give them as --generator.weights."
+        )
+    _account(state, expected, path)
+    return state
+
+
+def _account(state: Mapping[str, Tensor], expected: Mapping[str, Sequence[int]], path: Path) -> None:
+    if problems := entry_problems(state, expected):
+        more = f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise ValueError(f"{path} is not of this klein:\n  " + "\n  ".join(problems[:20]) + more)
 
 
 def read_student(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -80,13 +99,17 @@ def adapters_of(
 ) -> dict[str, Tensor]:
     """Adapters of a file under the names of the generator's, alpha / r in B.
 
-    Raises ValueError when they are of another rank or base, or named as for ComfyUI.
+    Raises ValueError when they are of another rank or base, or of names that are in no table.
     """
-    if odd := [name for name in state if not name.startswith("transformer.")]:
+    try:
+        if all(name.startswith(BFL) for name in state):
+            state = from_bfl(state)
+        elif odd := [name for name in state if not re.fullmatch(r"transformer\..+\.lora_[AB]\.weight", name)]:
+            raise ValueError(f"{odd[0]} is no adapter's name, such as transformer.MODULE.lora_A.weight")
+    except ValueError as error:
         raise ValueError(
-            f"{path} has {odd[0]}; expected diffusers' names, which begin with transformer. Give the file that "
-            "`irdm export --to lora` writes."
-        )
+            f"{path}: {error}. Give a file that `irdm export --to lora` or `lora-bfl` writes, or one of diffusers."
+        ) from None
     ranks = sorted({len(tensor) for name, tensor in state.items() if name.endswith(".lora_A.weight")})
     if ranks != [generator.lora_rank]:
         raise ValueError(

@@ -17,16 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from irdm.files import hash_of, sha256_of
-from irdm.geneval.layout import Sample
-from irdm.geneval.prompts import COLOURS, OBJECTS
+from irdm.geneval.prompts import COLOURS, OBJECTS, Prompt
 from irdm.geneval.rules import Detection, certain, faults
-from irdm.geneval.verdicts import write_verdicts
-from irdm.progress import Meter, Say, silent
+from irdm.geneval.verdicts import Judge
 
 SHORT, LONG, DIVISOR = 800, 1333, 32  # of the network's input: its sides at most, and what divides them
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet, in 255 units
@@ -185,7 +183,7 @@ def crop(image: Image.Image, one: Detection) -> Image.Image:
     return image.crop((left, top, right, bottom))
 
 
-class TransformersScorer:
+class TransformersScorer(Judge):
     """Detector, rules and colours, image by image."""
 
     kind = "transformers"
@@ -200,7 +198,8 @@ class TransformersScorer:
         if weights is None or not weights.is_dir():
             raise ValueError(
                 f"{weights or 'No --weights'}: the scorer transformers needs a folder of a Mask2Former for COCO's "
-                "instances, such as facebook/mask2former-swin-small-coco-instance downloaded; give it with --weights."
+                "instances, such as facebook/mask2former-swin-small-coco-instance downloaded: --weights of `irdm "
+                "geneval`, --detector of `irdm render`."
             )
         detector, colours = Detector.load(weights, device), Colours.load(clip, device)
         files = {
@@ -215,24 +214,8 @@ class TransformersScorer:
         }
         return cls(detector, colours, identity)
 
-    def __call__(self, folder: Path, samples: Sequence[Sample], out: Path, progress: Say = silent) -> None:
-        """Write a verdict an image to `out`."""
-        tick = Meter("detector", len(samples), "images", progress)
-        lines = []
-        for sample in samples:
-            lines.append(self.verdict(sample))
-            tick()
-        write_verdicts(out, lines)
-
-    def verdict(self, sample: Sample) -> dict[str, Any]:
-        """Of one image, as the official scorer writes it."""
-        with Image.open(sample.path) as file:
-            image = ImageOps.exif_transpose(file).convert("RGB")
-        prompt = sample.prompt
+    def look(self, image: Image.Image, prompt: Prompt) -> tuple[str, dict[str, list[list[float]]]]:
+        """Its faults, and the box and score of each object by class."""
         objects = certain(self.detector(image), prompt.tag)
         wrong = faults(objects, prompt, lambda some, name: self.colours(image, some, name))
-        boxes = {name: [[*one.box, one.score] for one in some] for name, some in objects.items()}
-        return {
-            "filename": str(sample.path), "tag": prompt.tag, "prompt": prompt.prompt, "correct": not wrong,
-            "reason": "\n".join(wrong), "metadata": prompt.metadata, "details": boxes,
-        }  # fmt: skip
+        return "\n".join(wrong), {name: [[*one.box, one.score] for one in some] for name, some in objects.items()}

@@ -7,7 +7,6 @@ nothing else, which the lines of the file say too: `exclude` holds one more of e
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,8 @@ import torch
 from PIL import Image
 
 from irdm.files import hash_of, write_atomic
-from irdm.geneval.layout import Sample
 from irdm.geneval.prompts import PUBLISHED, Prompt
-from irdm.geneval.verdicts import write_verdicts
-from irdm.progress import Meter, Say, silent
+from irdm.geneval.verdicts import Judge
 from irdm.world.captions import read
 from irdm.world.judge import FAR, LEFT, QUIET, UNCLEAR, read_scenes, shows
 from irdm.world.scene import COLOURS, EMPTY, SHAPES, SIZES, named
@@ -56,7 +53,7 @@ def prompt_of(caption: str) -> Prompt:
     return Prompt.model_validate({"tag": ask.category, "include": clauses, "exclude": exclude, "prompt": caption})
 
 
-class ExactScorer:
+class ExactScorer(Judge):
     """Reads every picture, and compares it with what its prompt asks for."""
 
     kind = "exact"
@@ -65,36 +62,17 @@ class ExactScorer:
     def __init__(self):
         self.identity = {"rules": hash_of([SHAPES, COLOURS, SIZES, QUIET, LEFT, FAR])}
 
-    def __call__(self, folder: Path, samples: Sequence[Sample], out: Path, progress: Say = silent) -> None:
-        """Write a verdict an image to `out`. Raises ValueError for prompts and images that are not of the world."""
-        tick = Meter("exact judge", len(samples), "images", progress)
-        lines = []
-        for sample in samples:
-            if prompt_of(sample.prompt.prompt) != sample.prompt:
-                raise ValueError(
-                    f"Prompt {sample.number}, '{sample.prompt.prompt}', asks for something else than its line says; "
-                    "give a file of `irdm geneval prompts`."
-                )
-            lines.append(self.verdict(sample))
-            tick()
-        write_verdicts(out, lines)
-
-    def verdict(self, sample: Sample) -> dict[str, Any]:
-        """Of one image, as the official scorer writes it."""
-        with Image.open(sample.path) as file:
-            levels = np.asarray(file.convert("RGB"), dtype=np.float32)
-        try:
-            cells: list[int] = read_scenes(torch.from_numpy(levels).permute(2, 0, 1)[None] / 255)[0].tolist()
-        except ValueError as error:
-            raise ValueError(f"{sample.path}: {error}") from None
-        prompt, ask = sample.prompt, read(sample.prompt.prompt)
+    def look(self, image: Image.Image, prompt: Prompt) -> tuple[str, dict[str, list[str]]]:
+        """What is in each cell, which is the fault when it is something else than was asked for."""
+        if prompt_of(prompt.prompt) != prompt:
+            raise ValueError(
+                f"The prompt '{prompt.prompt}' asks for something else than its line says; give a file of "
+                "`irdm geneval prompts`."
+            )
+        levels = torch.from_numpy(np.asarray(image, dtype=np.float32)).permute(2, 0, 1)[None] / 255
+        cells: list[int] = read_scenes(levels)[0].tolist()
         seen = ["nothing" if cell == EMPTY else "unclear" if cell == UNCLEAR else _said(cell) for cell in cells]
-        correct = shows(cells, ask)
-        return {
-            "filename": str(sample.path), "tag": prompt.tag, "prompt": prompt.prompt, "correct": correct,
-            "reason": "" if correct else f"shows {', '.join(seen)}", "metadata": prompt.metadata,
-            "details": {"cells": seen},
-        }  # fmt: skip
+        return "" if shows(cells, read(prompt.prompt)) else f"shows {', '.join(seen)}", {"cells": seen}
 
 
 def _said(cell: int) -> str:

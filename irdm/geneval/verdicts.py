@@ -7,13 +7,17 @@ one verdict for each image of the folder, of the right category, and finds singl
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from PIL import Image, ImageOps
+
 from irdm.files import write_atomic
 from irdm.geneval.layout import NAMED, Sample
-from irdm.progress import Say
+from irdm.geneval.prompts import Prompt
+from irdm.progress import Meter, Say, silent
 
 EASY = "single_object"
 
@@ -32,6 +36,44 @@ class Scorer(Protocol):
     def __call__(self, folder: Path, samples: Sequence[Sample], out: Path, progress: Say = ...) -> None:
         """Write a verdict for each image of a folder to `out`. Raises ValueError when it cannot."""
         ...
+
+
+class Judge(ABC):
+    """A scorer that is no other process: it looks at one picture after another, of a folder or not."""
+
+    kind: str
+    metric: str
+    identity: dict[str, Any]
+
+    @abstractmethod
+    def look(self, image: Image.Image, prompt: Prompt) -> tuple[str, Any]:
+        """What a picture does not show of its prompt, in words, empty when it is correct; and what was seen, as JSON.
+
+        Raises ValueError for pictures or prompts that it cannot judge.
+        """
+
+    def __call__(self, folder: Path, samples: Sequence[Sample], out: Path, progress: Say = silent) -> None:
+        """Write a verdict an image to `out`. Raises ValueError naming an image that cannot be judged."""
+        tick = Meter(f"scorer {self.kind}", len(samples), "images", progress)
+        lines = []
+        for sample in samples:
+            lines.append(self.verdict(sample))
+            tick()
+        write_verdicts(out, lines)
+
+    def verdict(self, sample: Sample) -> dict[str, Any]:
+        """Of one image, as the official scorer writes it."""
+        prompt = sample.prompt
+        with Image.open(sample.path) as file:
+            image = ImageOps.exif_transpose(file).convert("RGB")
+        try:
+            wrong, seen = self.look(image, prompt)
+        except ValueError as error:
+            raise ValueError(f"{sample.path}: {error}") from None
+        return {
+            "filename": str(sample.path), "tag": prompt.tag, "prompt": prompt.prompt, "correct": not wrong,
+            "reason": wrong, "metadata": prompt.metadata, "details": seen,
+        }  # fmt: skip
 
 
 def write_verdicts(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:

@@ -8,30 +8,42 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
-def divide(modules: Sequence[nn.Module], device_type: str) -> None:
-    """Divide the parameters of modules over all processes, the last module being that which holds the others.
-
-    A module's parameters are whole while it computes, and gradients are divided as they come. They are summed over the
-    processes and not averaged, since each feeds its own rows of one gradient.
-
-    Raises ValueError when this torch cannot do that.
-    """
+def mesh_of(device: str) -> Any:
+    """All processes in a row, for `divide`: every process must ask."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.distributed_c10d import get_world_size
 
+    return init_device_mesh(torch.device(device).type, (get_world_size(),))
+
+
+def divide(modules: Sequence[nn.Module], mesh: Any, rounded: torch.dtype | None = None) -> None:
+    """Divide the parameters of modules over all processes, the last module being that which holds the others.
+
+    A module's parameters are whole while it computes, and gradients are divided as they come, after every backward
+    pass: none is ever whole. They are summed over the processes and not averaged, since each feeds its own rows of one
+    gradient. A process does this alone, module by module on the device of the mesh, whatever the others do.
+
+    Modules that use their float32 parameters `rounded` to another type are sent them in that type; gradients come back
+    in it, and are summed as float32.
+
+    Raises ValueError when this torch cannot do that.
+    """
     try:
-        from torch.distributed.fsdp import FSDPModule, fully_shard
+        from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
         sums = FSDPModule.set_force_sum_reduction_for_comms
     except (ImportError, AttributeError):
         raise ValueError("This torch cannot divide weights over processes and sum gradients; update it.") from None
-    mesh = init_device_mesh(device_type, (get_world_size(),))
+    # Inputs stay as they are: rotary tables in half precision would be other positions.
+    sent = MixedPrecisionPolicy(param_dtype=rounded, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    policy = {} if rounded is None else {"mp_policy": sent}
     for module in modules:
         # The outermost too, which FSDP2 else keeps whole after a forward: its parameters would be other tensors then.
-        fully_shard(module, mesh=mesh, reshard_after_forward=True)
+        fully_shard(module, mesh=mesh, reshard_after_forward=True, **policy)
     for module in modules:
         module.set_gradient_divide_factor(1.0)  # type: ignore[operator]
         sums(module, True)  # type: ignore[arg-type]  # gloo knows no other

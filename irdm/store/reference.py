@@ -89,8 +89,10 @@ class StoredReference:
             )
         return tuple(name for name in self.names if names is None or name in names)
 
-    def battery(self, names: Sequence[str] | None = None, weights: Path | None = None) -> Battery:
-        """The encoders that made the reference, all or some, on its device.
+    def battery(
+        self, names: Sequence[str] | None = None, weights: Path | None = None, offload: bool = False
+    ) -> Battery:
+        """The encoders that made the reference, all or some, on its device; those of the panel perhaps in main memory.
 
         Raises ValueError when weights are missing or not those of the reference, or the encoders were somebody's own.
         """
@@ -99,7 +101,7 @@ class StoredReference:
             raise ValueError(f"The reference {self.name} was built with encoders of your own; pass them.")
         config = TypeAdapter(AnyBattery).validate_python(made)
         if isinstance(config, PanelBatteryConfig):
-            battery = config.some(chosen, weights).fit()
+            battery = config.some(chosen, weights).model_copy(update={"offload": offload}).fit()
         else:
             state = self.tensors(ENCODERS, WEIGHTS)[0] if ENCODERS in self._parts else {}
             battery = config.restore(self.image_shape, state).only(chosen)[0]

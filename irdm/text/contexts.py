@@ -260,8 +260,12 @@ def _config(path: Path) -> Mapping[str, Any]:
 
 def hash_files(folder: Path, patterns: Sequence[str] = ("config.json", "*.safetensors")) -> str:
     """sha256 of files of a folder and their names: as a rule, the weights and the configuration of a network."""
-    files = {file for pattern in patterns for file in folder.glob(pattern)}
-    return hash_of({file.name: _sha256(file, file.stat().st_size, file.stat().st_mtime_ns) for file in files})
+    return hash_of({file.name: hash_file(file) for pattern in patterns for file in folder.glob(pattern)})
+
+
+def hash_file(path: Path) -> str:
+    """sha256 of a file, read once while it stays as it is."""
+    return _sha256(path, path.stat().st_size, path.stat().st_mtime_ns)
 
 
 @cache

@@ -291,6 +291,27 @@ def test_the_battery_is_exactly_the_panel_asked_for(small_panel):
     }
 
 
+def test_encoders_that_stay_in_main_memory_are_the_same_encoders(small_panel, folder):
+    here, there = small_panel.fit(), small_panel.model_copy(update={"offload": True}).fit()
+    assert small_panel.identity() == small_panel.model_copy(update={"offload": True}).identity()
+    there.to("meta")
+    for name, encoder in there.encoders.items():
+        found = []
+        for one in (here[name], encoder):
+            assert encoder_identity(one, folder) == encoder_identity(here[name], folder)
+            images = pictures(2, 16).requires_grad_()
+            network = one.network
+            network.mean, network.std = here[name].network.mean, here[name].network.std  # which "meta" has taken
+            features = one(images)
+            features.square().sum().backward()
+            found.append((features, images.grad))
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+        side = encoder.network.entry.resolution
+        visited = encoder.network.features(torch.zeros(1, 3, side, side, device="meta"))
+        assert visited.is_meta, "the numbers come to where the images are"
+        assert not any(p.is_meta or p.requires_grad for p in encoder.network.features.parameters()), "and stay here"
+
+
 def test_a_missing_encoder_never_shrinks_the_panel(small_panel, tmp_path):
     with pytest.raises(
         ValueError, match="(?s)3 of the 3 encoders cannot be loaded.*'mae'.*'dinov2'.*'flux_vae'"

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from tiny_klein import CAPTIONS, LENGTH, PROMPTS, SHAPE, SPEC, noise, official, pipeline, tiny
+from tiny_klein import CAPTIONS, LENGTH, PROMPTS, SHAPE, SPEC, medium, noise, official, pipeline, resident, tiny
 
 from irdm.conditions import ClassSpec, Prompts
 from irdm.generators import KleinConfig
@@ -90,6 +90,16 @@ def test_weights_are_kept_where_bfloat16_would_lose_the_step():
         assert torch.equal(generator(noise(), CAPTIONS), images)
         weight *= (1 + 2**-10) ** 9  # nine more are seen
         assert not torch.equal(generator(noise(), CAPTIONS), images)
+
+
+def test_compiled_blocks_are_the_same_blocks():
+    """Without a compiler, which takes minutes: what is compiled, and that nothing else changes."""
+    with torch.compiler.set_stance("force_eager"), torch.no_grad():
+        generator = tiny(compile=True)
+        net = generator.transformer
+        assert all(block._compiled_call_impl for block in (*net.transformer_blocks, *net.single_transformer_blocks))
+        assert torch.equal(generator(noise(), CAPTIONS), tiny()(noise(), CAPTIONS))
+    assert generator.trained().keys() == tiny().trained().keys(), "names stay"
 
 
 def test_adapters_alone_are_trained_and_the_same_seed_makes_them_again():
@@ -217,3 +227,24 @@ def test_the_folder_says_its_sizes():
     found = open_folder(cached_tiny())
     assert (found.pixels, found.noise_shape((3, 64, 32))) == (8, (32, 8, 4))
     assert set(found.hashes) == {"transformer", "vae", "text_encoder"}
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """A larger folder, its transformer in several files."""
+    return medium(tmp_path_factory.mktemp("medium") / "klein")
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1.2), (torch.bfloat16, 0.1)])
+def test_a_checkpoint_in_parts_is_read_part_by_part(dtype, most, parts):
+    """Never is more held than the network and a part of the files, which are mapped where nothing is converted."""
+    before, _ = resident(reset=True)
+    network = open_folder(parts).load_transformer(dtype)
+    size = sum(parameter.numel() for parameter in network.parameters()) * dtype.itemsize
+    assert size > 2e8 and len([*(parts / "transformer").glob("*-of-*.safetensors")]) > 5
+    assert resident()[1] - before < most * size
+
+
+def test_a_part_that_is_missing_is_refused(parts):
+    next((parts / "transformer").glob("*-00002-of-*")).unlink()
+    refused("transformer cannot be loaded .*-00002-of-", model=parts)

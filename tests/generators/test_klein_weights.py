@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from tiny_klein import CAPTIONS, noise, tiny
 
 from irdm.files import sha256_of
+from irdm.generators.klein_lora import lora_file_bfl
 from irdm.generators.klein_names import to_bfl
 from irdm.generators.klein_tiny import write_tiny
 
@@ -126,7 +127,62 @@ def test_adapters_of_another_rank_base_or_naming_are_refused(student, tmp_path):
     other = write_tiny(tmp_path / "other", seed=1)
     adapters(path, base=tiny().folder.hashes["transformer"])
     refused("has adapters for another base", path, lora_rank=4, model=other)
+    adapters(path, prefix="base_model.")
+    refused("base_model.* is no adapter's name, such as transformer.MODULE.lora_A.weight", path, lora_rank=4)
     adapters(path, prefix="diffusion_model.")
-    refused("expected diffusers' names, which begin with transformer", path, lora_rank=4)
+    refused(r"names are none of FLUX.2 .*Give a file that `irdm export --to lora` or", path, lora_rank=4)
     save_file(to_bfl(student[0]), path)
-    refused("holds a whole transformer, and --generator.lora-rank is 4", path, lora_rank=4)
+    refused("holds a whole transformer, and --generator.lora-rank is 4: .* --generator.base", path, lora_rank=4)
+
+
+def test_adapters_of_comfyui_are_those_of_diffusers_to_the_bit(tmp_path):
+    theirs = adapters(tmp_path / "lora.safetensors", base=tiny().folder.hashes["transformer"])
+    path, (state, notes) = tmp_path / "comfy.safetensors", lora_file_bfl(theirs.transformer)
+    save_file(state, path, metadata=notes)
+    ours = tiny(lora_rank=4, weights=path)
+    assert all(torch.equal(p, theirs.trained()[name]) for name, p in ours.trained().items())
+    again = lora_file_bfl(ours.transformer)[0]
+    assert again.keys() == state.keys() and all(torch.equal(again[name], tensor) for name, tensor in state.items())
+    refused("has adapters of rank 4, and --generator.lora-rank is 2. Set it to theirs", path, lora_rank=2)
+    save_file(state, path, metadata={**notes, "irdm": json.dumps({"base": "f" * 64})})
+    refused("has adapters for another base: a transformer of sha256 ffff", path, lora_rank=4)
+    name = "diffusion_model.double_blocks.0.img_attn.qkv.lora_B.weight"
+    save_file({**state, name: torch.ones_like(state[name])}, path)
+    refused("attn.to_q shares its adapter with others, and irdm trains q, k and v apart", path, lora_rank=4)
+    save_file({**state, "diffusion_model.x.alpha": torch.ones(1)}, path)
+    refused("diffusion_model.x.alpha is no adapter's name", path, lora_rank=4)
+
+
+# A student below adapters.
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_student_of_any_layout_is_what_adapters_are_trained_on(student, tmp_path, name):
+    state, images = student
+    LAYOUTS[name](state, tmp_path / name)
+    generator = tiny(lora_rank=4, base=tmp_path / name)
+    assert len(generator.trained()) == 60 and generator.built_on["transformer"] == sha256_of(tmp_path / name)
+    with torch.no_grad():
+        assert torch.equal(generator(noise(), CAPTIONS), images), "B is 0 at first"
+        half = tiny(lora_rank=4, base=tmp_path / name, precision="bfloat16")
+        assert {p.dtype for n, p in half.transformer.named_parameters() if "lora_" not in n} == {torch.bfloat16}
+        assert torch.equal(
+            half(noise(), CAPTIONS), tiny(weights=tmp_path / name, precision="bfloat16")(noise(), CAPTIONS)
+        )
+
+
+def test_a_base_that_is_none_is_refused(student, tmp_path):
+    def refused_below(match, path, **fields):
+        with pytest.raises(ValueError, match=match):
+            tiny(base=path, **fields)
+
+    path, bfl = tmp_path / "x.safetensors", to_bfl(student[0])
+    refused_below("There is no file", path, lora_rank=4)
+    save_file(bfl, path)
+    refused_below(
+        "base is .* on which adapters are trained, and lora_rank is unset; set it, or give .* as weights", path
+    )
+    save_file({name: tensor for name, tensor in bfl.items() if name != "img_in.weight"}, path)
+    refused_below(r"is not of this klein:\n  missing: x_embedder.weight", path, lora_rank=4)
+    adapters(path)
+    refused_below("holds adapters .* give them as --generator.weights", path, lora_rank=4)

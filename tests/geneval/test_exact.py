@@ -73,5 +73,5 @@ def test_a_line_that_says_something_else_than_its_prompt_is_refused(held_out, tm
     odd = read_prompts(tmp_path / "prompts.jsonl")
     images = TeacherSamples(draws, (3, 16, 16), [prompt.prompt for prompt in odd.prompts], 1)
     render(images, odd, tmp_path / "images", micro_batch=64)
-    with pytest.raises(ValueError, match="Prompt 0, 'two circles', asks for something else"):
+    with pytest.raises(ValueError, match="0000.png: The prompt 'two circles' asks for something else"):
         score_folder(tmp_path / "images", odd, ExactScorer(), floor=0)
