@@ -41,8 +41,8 @@ FEWEST = 10
 def bins(generated: Table, real: Real, config: EvaluationConfig) -> dict[str, Score]:
     """The score under each encoder and its mean, of at most `manifold_rows` of each side.
 
-    The interval is a jackknife over ten folds of the judged rows. What it counts twice of a squared distance makes up for
-    the luck of the real rows: without it an interval holds the truth in 84 to 93% of redrawn worlds (docs/log.md).
+    The interval is a jackknife over ten folds of the judged rows. What it counts twice of a squared distance makes up
+    for the luck of the real rows: without it an interval holds the truth in 84 to 93% of redrawn worlds (docs/log.md).
     """
     pools, seed = Pools.of(generated, real), config.seed
     judged, train, fresh = (
