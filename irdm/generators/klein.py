@@ -41,8 +41,9 @@ class KleinConfig(Config):
     kind: Literal["klein"] = "klein"
     """Name of this kind of generator."""
     model: Path = TINY
-    """The diffusers folder of the distilled model; `tiny` is one of random weights that draws 32x32 pixels."""
-    length: int = Field(default=48, ge=16, le=512)
+    """The diffusers folder of the distilled model; `tiny` is one of random weights that draws 32x32 pixels, `world` the
+    teacher of the captioned world, for --length 12."""
+    length: int = Field(default=48, ge=8, le=512)
     """Tokens of text, 12 of them the template's. Part of the model: train, judge and use it at one length."""
     max_cut: float = Field(default=0.01, ge=0, le=1)
     """Share of the captions that may be longer than that, and are cut."""

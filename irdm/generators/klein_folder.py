@@ -14,16 +14,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+import irdm.world
 from irdm.files import cache_dir, replaced_folder
 from irdm.generators.klein_tiny import cached_tiny
 from irdm.generators.klein_weights import read_transformer
 from irdm.generators.weights import check_file
 from irdm.text.contexts import hash_file, hash_files
+from irdm.world import signature
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 
-TINY = Path("tiny")
+TINY, WORLD = Path("tiny"), Path("world")
+CARD = "world.json"  # of a teacher of the captioned world
+SHIPPED = Path(irdm.world.__file__).parent / "teacher"
 PIPELINE = "Flux2KleinPipeline"
 PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
 FETCH = "Fetch it whole: hf download black-forest-labs/FLUX.2-klein-4B --local-dir DIR, and give --generator.model DIR."
@@ -146,7 +150,7 @@ def open_folder(model: Path, base: Path | None = None) -> KleinFolder:
     require()
     if base is not None:
         check_file(base, None)
-    path = cached_tiny() if model == TINY else model
+    path = cached_tiny() if model == TINY else SHIPPED if model == WORLD else model
     if not path.is_dir():
         raise ValueError(f"--generator.model is {model}, and there is no such folder. {FETCH}")
     index = _json(path / "model_index.json")
@@ -172,6 +176,11 @@ def open_folder(model: Path, base: Path | None = None) -> KleinFolder:
                 f"The parts of {path} are of different models: the transformer takes {wanted} {what}, and gets {found}."
                 f" {FETCH}"
             )
+    if (path / CARD).is_file() and (found := _json(path / CARD).get("world")) != signature():
+        raise ValueError(
+            f"{path} is the teacher of another world: it learned {found}, this is {signature()}, with other shapes, "
+            "captions or ones held out. Train one of this world: irdm train world-teacher."
+        )
     return folder
 
 
