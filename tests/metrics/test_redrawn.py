@@ -106,7 +106,7 @@ def test_the_chance_of_manifold_scores_is_that_of_real_draws():
 
 
 BOUNDS = {"recall": (0.8, 1.9), "coverage": (0.8, 1.5), "bins": (0.8, 1.6), "near_copies": (0.6, 1.4)}
-"""Of the half-width over 1.96 sd, where it is off; of others 0.8 to 1.4, of which sampling over 200 worlds is a tenth."""
+"""Of the half-width over 1.96 sd, where it is off; of others 0.8 to 1.4, of which a tenth is sampling."""
 LITERATURE = ("kernel_distance", "cmmd", "frechet_infinity", "inception_score")
 WIDTHS = (
     "sw_ratio",
