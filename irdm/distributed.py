@@ -20,6 +20,7 @@ import torch.distributed.nn  # its functions keep the group there is when they a
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from irdm.ops.heartbeat import MEND, Heartbeat
 from irdm.ops.shards import divide, is_divided, mesh_of, whole
 
 BUCKET = 2**26  # numbers of gradients in one message
@@ -37,10 +38,13 @@ class Ranks:
     Every collective raises PeerLost when a peer is gone.
     """
 
+    _entered = 0
+
     def __init__(self, rank: int = 0, size: int = 1, device: str = "cpu") -> None:
         """Alone, unless told otherwise; `start` asks torchrun."""
         self.rank, self.size, self.device, self.divided = rank, size, device, False
         self._told: list[Exception] = []
+        self._heart: Heartbeat | None = None
         self._mesh: Any = None
 
     @classmethod
@@ -55,6 +59,25 @@ class Ranks:
         ranks = cls(dist.get_rank(), dist.get_world_size(), device)
         ranks._mesh = mesh_of(device)
         return ranks
+
+    def __enter__(self) -> Ranks:
+        """Inside, a rank that is killed, hangs or fails stops the others, and is named (`irdm.ops.heartbeat`)."""
+        if self.size > 1:
+            Ranks._entered += 1
+            name = f"irdm/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{Ranks._entered}"
+            self._heart = Heartbeat(self.rank, self.size, name)
+            self._heart.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
+        heart, self._heart = self._heart, None
+        if heart is None:
+            return
+        lost = heart.lost() if isinstance(error, PeerLost) else None
+        left = kind is None or issubclass(kind, SystemExit | KeyboardInterrupt)
+        heart.stop(failed=not left and not isinstance(error, PeerLost), lost=isinstance(error, PeerLost))
+        if lost:
+            raise PeerLost(f"Another rank is gone: {lost}. {MEND}") from None
 
     @property
     def is_main(self) -> bool:

@@ -13,6 +13,7 @@ from irdm.checkpoint import Progress, Writer, load_latest, load_optimizer, optim
 from irdm.controller import Controller
 from irdm.distributed import Ranks
 from irdm.ema import EMA
+from irdm.ops.shards import is_divided
 
 
 class State:
@@ -66,3 +67,15 @@ class State:
                 self.writer.write(self.progress.step, copy, state)
                 if wait:
                     self.writer.wait()
+
+    def release(self, generator: nn.Module) -> None:
+        """Give back the memory of a network whose training has ended, and of all that belongs to it.
+
+        What is judged is loaded anew, and a device need not hold both. Neither can be used again.
+        """
+        self.optimizer.state.clear()
+        self.ema.averages.clear()
+        for parameter in generator.parameters():
+            parameter.grad = None
+            if not is_divided(parameter):
+                parameter.data = parameter.data.new_empty(0)

@@ -63,6 +63,7 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> Result |
         # What can be found out is found out before anything is written.
         require(config.tracker)
         ranks.check(config.rollout, config.shard)
+        held.enter_context(ranks)
         dataset = ranks.main_first(config.data.build)
         with ranks.together():
             conditions = dataset.train.conditions
@@ -181,6 +182,7 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> Result |
 
         if config.evaluation is None:
             return None
+        state.release(generator)
         seconds = progress.seconds | {"train": progress.train_seconds, "this_call": time.monotonic() - began}
         training = progress.summary(config.rollout, ranks.size)
         return evaluate_run(
