@@ -5,6 +5,7 @@ From the networks as they are counted (`irdm.estimate`) and the data sheets of t
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from irdm.progress import duration
 
 GIB = 2**30
 REACHED = 0.8  # of the rate on a data sheet, by a large matrix product
+BUS = 25e9  # bytes a second from main memory to a card, of PCIe 4.0 with 16 lanes
 SPARE = 0.9  # of the memory of a card may be planned with
 RANK = 64  # of adapters, where the run has none
 RECOMPUTED = 10  # times less is kept of a network whose blocks are recomputed
@@ -98,7 +100,7 @@ def _line(name: str, config: RunConfig, shape: Shape, spec: Spec, cards: Cards, 
     """Memory of a GPU, hours, bytes of a checkpoint and of an export."""
     found = estimate(config, shape, spec, cards.count, cost)
     needed = sum(found.memory.values())
-    seconds = step_seconds(found.flops, cards.rate, cards.count) * config.steps
+    seconds = (step_seconds(found.flops, cards.rate, cards.count) + _moving(config, shape, spec, cards)) * config.steps
     checkpoint = (3 + (config.ema_decay is not None)) * FLOAT * found.parameters
     text = (
         f"{name}: {needed / GIB:.1f} GiB a GPU of {cards.memory / GIB:.1f}, {duration(seconds)} for {config.steps} "
@@ -109,6 +111,16 @@ def _line(name: str, config: RunConfig, shape: Shape, spec: Spec, cards: Cards, 
     largest = sorted(found.memory.items(), key=lambda item: -item[1])[:3]
     parts = ", ".join(f"{part} {size / GIB:.1f}" for part, size in largest)
     return f"{text}\n    does not fit ({parts}): {_knob(config, found.memory, cards)}"
+
+
+def _moving(config: RunConfig, shape: Shape, spec: Spec, cards: Cards) -> float:
+    """Seconds a step in which encoders that stay in main memory come to a GPU: each twice a micro-batch."""
+    if not getattr(config.battery, "offload", False):
+        return 0.0
+    costs = encoder_costs(config.battery, shape, spec)
+    size = sum(costs[name][0].parameters for name in config.battery.held_in)  # type: ignore[union-attr]
+    share = -(-config.rollout // cards.count)
+    return 2 * math.ceil(share / min(config.micro_batch or share, share)) * FLOAT * size / BUS
 
 
 def _knob(config: RunConfig, memory: dict[str, float], cards: Cards) -> str:
@@ -131,7 +143,8 @@ def _knob(config: RunConfig, memory: dict[str, float], cards: Cards) -> str:
         turns.append((f"set --micro-batch {fewer}", batch * (1 - fewer / micro_batch)))
     if isinstance(config.battery, PanelBatteryConfig) and not config.battery.offload:
         largest = max(cost.parameters for cost, _ in encoder_costs(config.battery, (3, 8, 8), NoSpec()).values())
-        turns.append(("keep encoders in main memory (--battery.offload)", memory["encoders"] - FLOAT * largest))
+        knob = "hold fewer encoders (--battery.held-in) or keep them in main memory (--battery.offload)"
+        turns.append((knob, memory["encoders"] - FLOAT * largest))
     if isinstance(generator, KleinConfig) and cards.count > 1 and not config.shard:
         weights = next(size for part, size in memory.items() if part.startswith("weights"))
         weights += memory["frozen weights"] - spared if generator.lora_rank else 0.0

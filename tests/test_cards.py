@@ -9,7 +9,7 @@ from functools import cache
 import pytest
 import torch
 
-from irdm.cards import KINDS, cards_of, ways
+from irdm.cards import BUS, KINDS, cards_of, ways
 from irdm.cli import main
 from irdm.conditions import NoSpec, PromptSpec
 from irdm.estimate import estimate, generator_cost
@@ -134,6 +134,14 @@ def test_the_battery_of_the_published_model_is_told(costs, monkeypatch):
     generator = run.generator.model_copy(update={"model": published_sizes(), "lora_rank": 64})
     found = estimate(run.model_copy(update=done | {"generator": generator}), SHAPE, SPEC, 1, without)
     assert sum(found.memory.values()) < 24e9, "and it fits then"
+    runs = [run.model_copy(update=done | {"micro_batch": size}) for size in (8, 1)]
+    few, often = (hours(ways(one, SHAPE, SPEC, cards_of("H200"))) for one in runs)
+    assert often - few == pytest.approx(2 * 300 * (10240 - 1280) * 4 * 3.838e9 / BUS / 3600, rel=0.02), "eight times"
+
+
+def hours(lines):
+    """Of adapters on one card."""
+    return float(re.findall(r"([\d,]+) GPU-hours", lines[2])[0].replace(",", ""))
 
 
 def test_the_command(capsys):

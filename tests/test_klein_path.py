@@ -75,7 +75,7 @@ def path(tmp_path_factory):
     medium(folder / "medium")
     runs = {
         "two": data,
-        "two-lora": lora,
+        "two-lora": [*lora, "--evaluation", "none"],
         "resumed": [*quick, "--steps", "2"],
         "odd": [*quick, "--steps", "3"],
     }

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+import irdm.train
 from irdm.conditions import NoSpec
 from irdm.controller import ControllerConfig
 from irdm.data import CaptionedConfig
@@ -81,6 +82,20 @@ def test_a_run_against_an_imported_reference_is_judged_by_its_own_data(tmp_path,
     other = import_reference("other", [bundles], tmp_path / "other")
     with pytest.raises(ValueError, match="the reference is another one"):
         train(config.model_copy(update={"reference": other.path, "steps": 3}), run)
+
+
+def test_memory_of_training_is_given_back_before_a_run_is_judged(tmp_path, monkeypatch):
+    """A card that holds weights, gradients and moments need not hold what is judged beside them."""
+    built, held = [], []
+    place = irdm.train.place_generator
+    monkeypatch.setattr(
+        irdm.train, "place_generator", lambda *given, **more: built.append(place(*given, **more)) or built[0]
+    )
+    monkeypatch.setattr(
+        irdm.train, "evaluate_run", lambda *_, **__: held.append(sum(p.numel() for p in built[0].parameters()))
+    )
+    train(PRESETS["digits-smoke"]().model_copy(update={"steps": 2, "ema_decay": 0.9}), tmp_path / "run")
+    assert held == [0] and all(p.grad is None for p in built[0].parameters())
 
 
 def test_unequal_shares_are_refused():

@@ -137,7 +137,7 @@ def render(given: Render, command: str) -> int:
     say = print if ranks.is_main else silent
     texts = [prompt.prompt for prompt in prompts.prompts]
     is_teacher = (given.source / "model_index.json").is_file()
-    images, about = (_of_teacher if is_teacher else _of_run)(given, texts, device)
+    images, about = ranks.in_turn(lambda: (_of_teacher if is_teacher else _of_run)(given, texts, device))
     out = given.out or given.source / "geneval"
     say(f"{prompts}, {given.samples} images each, from {given.source}")
     drawn = render_folder(images, prompts, out, micro_batch=given.micro_batch, ranks=ranks, about=about, progress=say)

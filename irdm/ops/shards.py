@@ -38,12 +38,12 @@ def divide(modules: Sequence[nn.Module], mesh: Any, rounded: torch.dtype | None 
         sums = FSDPModule.set_force_sum_reduction_for_comms
     except (ImportError, AttributeError):
         raise ValueError("This torch cannot divide weights over processes and sum gradients; update it.") from None
-    # Inputs stay as they are: rotary tables in half precision would be other positions.
-    sent = MixedPrecisionPolicy(param_dtype=rounded, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    policy = {} if rounded is None else {"mp_policy": sent}
+    sent = MixedPrecisionPolicy()
+    if rounded is not None:  # inputs stay as they are: rotary tables in half precision would be other positions
+        sent = MixedPrecisionPolicy(param_dtype=rounded, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for module in modules:
         # The outermost too, which FSDP2 else keeps whole after a forward: its parameters would be other tensors then.
-        fully_shard(module, mesh=mesh, reshard_after_forward=True, **policy)
+        fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=sent)
     for module in modules:
         module.set_gradient_divide_factor(1.0)  # type: ignore[operator]
         sums(module, True)  # type: ignore[arg-type]  # gloo knows no other
