@@ -11,7 +11,7 @@ EXPERIMENTS: dict[str, Study] = {
     study.name: study
     for study in (
         *(module.STUDY for module in (spiral, batch, battery, distance, gaming, controller, estimator, joint, peers)),
-        *(module.ON_FASHION for module in (batch, battery, distance, gaming, controller)),
+        *(module.ON_FASHION for module in (batch, battery, distance, gaming, controller, peers)),
     )
 }
 

@@ -1,4 +1,4 @@
-"""Baselines of the `peers` study: flow matching and MeanFlow with the perceptron that iRDM trains.
+"""Baselines of the `peers` studies: flow matching and MeanFlow with the network that iRDM trains.
 
 Images are rows x in [-1, 1]; z_t = (1 - t) x + t e runs from data at t = 0 to Gaussian noise e at t = 1. A *field*
 u(z, t, r, labels) is the mean velocity of the path that passes through z at time t, from r <= t to t, so that
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from pydantic import Field
 from torch import Tensor, nn
@@ -23,7 +24,8 @@ from irdm.conditions import Spec
 from irdm.config import Config
 from irdm.data import Dataset
 from irdm.ema import EMA
-from irdm.generators import Generator, MLPConfig
+from irdm.generators import ConvConfig, Generator, MLPConfig
+from irdm.generators.conv import ConvGenerator
 from irdm.ops.sampling import generator_for, seed_for
 
 Velocity = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # a field: u(z [n d], t [n], r [n], labels [n]) -> [n d]
@@ -37,14 +39,12 @@ PROBE_STEPS = 24  # steps of the short run that finds out how long one takes
 
 
 class FlowConfig(Config):
-    """How a baseline is trained. `TUNED` has the settings that did best on digits."""
+    """How a baseline is trained. `TUNED` has those of the studies."""
 
     kind: Literal["flow-matching", "mean-flow"] = "flow-matching"
     """Whether the network learns the velocity at an instant or the mean velocity between two."""
-    width: int = Field(default=512, ge=1)
-    """Units of every hidden layer."""
-    depth: int = Field(default=4, ge=1)
-    """Hidden layers."""
+    network: MLPConfig | ConvConfig = Field(default=MLPConfig(), discriminator="kind")
+    """The generator whose network becomes the field; how much noise that would take is not read."""
     frequencies: int = Field(default=5, ge=1)
     """Cosines, and sines, that tell the network a time: of pi/2 times 1, 2, 4, ... times it."""
     steps: int = Field(default=1000, ge=1)
@@ -70,9 +70,10 @@ class FlowConfig(Config):
 
 
 class FlowNetwork(nn.Module):
-    """The field of `MLPGenerator` as a denoiser: it sees z and the times in place of noise and predicts the image.
+    """The field of a generator's network as a denoiser: it sees z and the times in place of noise, predicts the image.
 
-    u = (z - image) / t for t > 0. The sigmoid of the generator keeps the image in [-1, 1].
+    u = (z - image) / t for t > 0. The sigmoid of the generator keeps the image in [-1, 1]. In place of a convolutional
+    network's maps of noise is z as well, the mean of its channels, averaged to the size of each map.
     """
 
     frequencies: Tensor
@@ -83,8 +84,8 @@ class FlowNetwork(nn.Module):
         self.register_buffer("frequencies", math.pi / 2 * 2.0 ** torch.arange(config.frequencies), persistent=False)
         times = 1 if config.kind == "flow-matching" else 2
         inputs = math.prod(image_shape) + times * 2 * config.frequencies
-        body = MLPConfig(width=config.width, depth=config.depth, noise_dim=inputs)
-        self.body = body.build(image_shape, spec)
+        self.body = config.network.model_copy(update={"noise_dim": inputs}).build(image_shape, spec)
+        self.maps = self.body.map_sizes if isinstance(self.body, ConvGenerator) else []
 
     def forward(
         self, z: Float[Tensor, "n d"], t: Float[Tensor, " n"], r: Float[Tensor, " n"], labels: Int64[Tensor, " n"]
@@ -92,7 +93,9 @@ class FlowNetwork(nn.Module):
         """The velocity at z; flow matching does not read r."""
         times = (t,) if self.kind == "flow-matching" else (t, r)
         angles = torch.cat([each[:, None] * self.frequencies for each in times], dim=1)
-        image = self.body(torch.cat([z, angles.cos(), angles.sin()], dim=1), labels).flatten(1)
+        grey = z.unflatten(1, self.image_shape).mean(1, keepdim=True)
+        maps = (F.adaptive_avg_pool2d(grey, size).flatten(1) for size in self.maps)
+        image = self.body(torch.cat([z, angles.cos(), angles.sin(), *maps], dim=1), labels).flatten(1)
         return (z - (2 * image - 1)) / t[:, None]
 
 
@@ -178,10 +181,17 @@ def draw_times(count: int, config: FlowConfig, draw: torch.Generator) -> Float[T
 
 LOSSES = {"flow-matching": flow_matching_loss, "mean-flow": mean_flow_loss}
 
-TUNED = {
-    "flow-matching": FlowConfig(kind="flow-matching", lr=1e-3),
-    "mean-flow": FlowConfig(kind="mean-flow", lr=8e-3, frequencies=3),
+TUNED: dict[str, dict[str, FlowConfig]] = {
+    "mlp": {
+        "flow-matching": FlowConfig(kind="flow-matching", lr=1e-3),
+        "mean-flow": FlowConfig(kind="mean-flow", lr=8e-3, frequencies=3),
+    },
+    "conv": {
+        "flow-matching": FlowConfig(kind="flow-matching", lr=1e-3, network=ConvConfig()),
+        "mean-flow": FlowConfig(kind="mean-flow", lr=1e-3, network=ConvConfig()),
+    },
 }
+"""By network: the perceptron's did best on digits, the convolutions' were not searched for."""
 
 
 def build_network(config: FlowConfig, dataset: Dataset) -> FlowNetwork:

@@ -65,7 +65,8 @@ class ConvGenerator(Generator):
         super().__init__()
         channels, height, width = image_shape
         self.sides = sides(height, width, config.coarsest)
-        self.parts = [config.noise_dim, *(math.prod(size) for size in self.sides[1:] for _ in range(config.depth))]
+        self.map_sizes = [size for size in self.sides[1:] for _ in range(config.depth)]
+        self.parts = [config.noise_dim, *map(math.prod, self.map_sizes)]
         self.noise_shape = (sum(self.parts),)
         widths = [min(config.most, config.width * 2**i) for i in reversed(range(len(self.sides)))]
         self.embed_noise = nn.Linear(config.noise_dim, config.style)

@@ -24,9 +24,10 @@ from irdm.experiments.flows import (
     train_flow,
 )
 from irdm.generate import Drawn
+from irdm.generators import ConvConfig, MLPConfig
 
-SMALL = {"width": 32, "depth": 2, "steps": 3, "batch": 8}
-KINDS = sorted(TUNED)
+SMALL = {"network": MLPConfig(width=32, depth=2), "steps": 3, "batch": 8}
+KINDS = sorted(LOSSES)
 
 
 class GaussianFlow:
@@ -99,7 +100,9 @@ def test_a_mean_velocity_is_its_own_target():
 
 def test_the_derivative_in_the_target_is_that_of_finite_differences():
     torch.manual_seed(1)
-    network = FlowNetwork(FlowConfig(kind="mean-flow", width=16, depth=3), (1, 1, 3), classes(4)).double()
+    network = FlowNetwork(
+        FlowConfig(kind="mean-flow", network=MLPConfig(width=16, depth=3)), (1, 1, 3), classes(4)
+    ).double()
     z, _ = points(32)
     v, labels = torch.randn_like(z), torch.arange(32) % 4
     t, r = times(32)
@@ -115,7 +118,9 @@ def test_the_derivative_in_the_target_is_that_of_finite_differences():
 
 
 def test_at_an_instant_the_target_is_the_velocity():
-    network = FlowNetwork(FlowConfig(kind="mean-flow", width=16, depth=2), (1, 1, 3), classes(1)).double()
+    network = FlowNetwork(
+        FlowConfig(kind="mean-flow", network=MLPConfig(width=16, depth=2)), (1, 1, 3), classes(1)
+    ).double()
     z, labels = points(8)
     t = torch.rand(8).double() + 0.1
     v = torch.randn_like(z)
@@ -161,7 +166,9 @@ def gaussian_images(count=4000):
 )
 def test_training_learns_a_gaussian(kind, evaluations, off, settings):
     dataset, mean, covariance = gaussian_images()
-    config = FlowConfig(kind=kind, width=64, depth=3, frequencies=3, ema_decay=0.99).model_copy(update=settings)
+    config = FlowConfig(kind=kind, network=MLPConfig(width=64, depth=3), frequencies=3, ema_decay=0.99).model_copy(
+        update=settings
+    )
     sampler = FlowSampler(train_flow(config, dataset), evaluations)
     images = Drawn(sampler, dataset.train.conditions, (1, 1, 2), 0).images.flatten(1)
     assert torch.allclose(images.mean(0), mean, atol=0.04)
@@ -170,7 +177,7 @@ def test_training_learns_a_gaussian(kind, evaluations, off, settings):
 
 def test_mean_flow_draws_the_digit_that_is_asked_for():
     data = DigitsConfig().build()
-    config = FlowConfig(kind="mean-flow", width=128, lr=4e-3, steps=150, batch=128, ema_decay=0.95)
+    config = FlowConfig(kind="mean-flow", network=MLPConfig(width=128), lr=4e-3, steps=150, batch=128, ema_decay=0.95)
     sampler = FlowSampler(train_flow(config, data), 1)
     labels = torch.arange(500) % 10
     images = Drawn(sampler, Classes(labels, data.train.conditions.names), (1, 8, 8), 0).images.flatten(1)
@@ -179,10 +186,14 @@ def test_mean_flow_draws_the_digit_that_is_asked_for():
     assert (torch.cdist(images, centres).argmin(1) == labels).float().mean() > 0.85
 
 
+CONV = ConvConfig(width=4, most=6, style=16, coarsest=4)
+
+
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("body", [MLPConfig(width=16, depth=2), CONV])
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 7)])
-def test_the_sampler_keeps_the_generators_contract(kind, shape):
-    network = FlowNetwork(FlowConfig(kind=kind, width=16, depth=2), shape, classes(4))
+def test_the_sampler_keeps_the_generators_contract(kind, body, shape):
+    network = FlowNetwork(FlowConfig(kind=kind, network=body), shape, classes(4))
     sampler = FlowSampler(network, 3)
     noise, labels = torch.randn(9, *sampler.noise_shape), torch.arange(9) % 4
     images = sampler(noise, labels)
@@ -192,8 +203,24 @@ def test_the_sampler_keeps_the_generators_contract(kind, shape):
     assert torch.allclose(images[3:5], sampler(noise[3:5], labels[3:5]), atol=1e-6)
 
 
+def test_a_convolutional_field_sees_every_pixel_at_every_size_and_has_a_derivative():
+    torch.manual_seed(0)
+    network = FlowNetwork(FlowConfig(kind="mean-flow", network=CONV), (1, 8, 8), classes(2)).double()
+    z, labels, t = torch.randn(3, 64).double(), torch.zeros(3, dtype=torch.int64), torch.full((3,), 0.7).double()
+    v, r, h = torch.randn(3, 64).double(), torch.full((3,), 0.2).double(), 1e-5
+    with torch.no_grad():
+        ahead, behind = (network(z + h * sign * v, t + h * sign, r, labels) for sign in (1, -1))
+    expected = v - (t - r)[:, None] * (ahead - behind) / (2 * h)
+    assert torch.allclose(mean_flow_target(network, z, v, t, r, labels), expected, rtol=1e-6, atol=1e-6)
+    torch.nn.init.zeros_(network.body.embed_noise.weight)  # the maps alone
+    with torch.no_grad():
+        image = 1 - network(z, torch.ones(3).double(), r, labels) + z
+        other = 1 - network(z.flip(1), torch.ones(3).double(), r, labels) + z.flip(1)
+    assert not torch.allclose(image, other)
+
+
 def test_one_step_shows_the_predicted_image():
-    network = FlowNetwork(FlowConfig(width=16, depth=2), (1, 2, 2), classes(2))
+    network = FlowNetwork(FlowConfig(network=MLPConfig(width=16, depth=2)), (1, 2, 2), classes(2))
     noise, labels = torch.randn(5, 1, 2, 2), torch.zeros(5, dtype=torch.int64)
     drawn = FlowSampler(network, 1)(noise, labels)
     z = noise.flatten(1)
@@ -202,7 +229,7 @@ def test_one_step_shows_the_predicted_image():
 
 
 def test_no_steps_are_refused():
-    network = FlowNetwork(FlowConfig(width=8, depth=1), (1, 2, 2), classes(2))
+    network = FlowNetwork(FlowConfig(network=MLPConfig(width=8, depth=1)), (1, 2, 2), classes(2))
     with pytest.raises(ValueError, match="in 0 steps, expected at least 1"):
         FlowSampler(network, 0)(torch.randn(1, 1, 2, 2), torch.zeros(1, dtype=torch.int64))
 
@@ -221,8 +248,7 @@ def test_a_configuration_decides_the_network_and_every_field_counts(kind):
     assert torch.equal(first, weights())
     assert torch.equal(before, torch.random.get_rng_state()), "the global generator is left alone"
     changed = {
-        "width": 16,
-        "depth": 3,
+        "network": MLPConfig(width=16, depth=2),
         "frequencies": 2,
         "steps": 4,
         "batch": 9,
@@ -268,4 +294,5 @@ def test_a_budget_becomes_steps():
     assert steps_within(1e-9, config, data) == 1
     long, short = steps_within(10.0, config, data), steps_within(1.0, config, data)
     assert 3 * short < long < 30 * short
-    assert set(LOSSES) == set(TUNED)
+    assert all(set(LOSSES) == set(tuned) for tuned in TUNED.values())
+    assert all(config.network.kind == kind for kind, tuned in TUNED.items() for config in tuned.values())

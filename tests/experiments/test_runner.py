@@ -14,7 +14,10 @@ from irdm.experiments import EXPERIMENTS, run_study
 from irdm.experiments.base import Claim, Study, Values
 from irdm.experiments.page import record, write_page
 
-NOT_RECORDED = {"battery", *(f"{name}-fashion" for name in ("batch", "battery", "distance", "gaming", "controller"))}
+NOT_RECORDED = {
+    "battery",
+    *(f"{name}-fashion" for name in ("batch", "battery", "distance", "gaming", "controller", "peers")),
+}
 """Studies that were never run in full."""
 
 
