@@ -25,7 +25,7 @@ docs:  ## the site, in build/site; `.venv/bin/mkdocs serve` shows it while it is
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
 
 bench:
-	$(BIN)/python benchmarks/mmd.py
+	$(BIN)/python benchmarks/run.py
 
 ci:
 	.ci/run
