@@ -6,10 +6,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from irdm.conditions import Conditions, draw
-from irdm.generators import Generator
 from irdm.ops.sampling import normal_rows, sent
 
 
@@ -22,7 +21,7 @@ class Rollout:
     tau: Tensor | None
     device: str
 
-    def images(self, generator: Generator, rows: slice) -> Tensor:
+    def images(self, generator: nn.Module, rows: slice) -> Tensor:
         """What the generator draws for some of them: [rows, c, h, w]."""
         inputs = {name: value[rows] for name, value in self.inputs.items()}
         return generator(sent(self.noise[rows], self.device), **inputs)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from irdm.checkpoint import (
+    Writer,
     load_checkpoint,
     load_latest,
     load_optimizer,
@@ -14,6 +15,7 @@ from irdm.checkpoint import (
     restore,
     save_checkpoint,
 )
+from irdm.distributed import Ranks
 from irdm.files import sha256_of, write_manifest
 
 TENSORS = {"generator": {"w": torch.arange(6.0).view(2, 3)}, "ema": {"w": torch.ones(2)}}
@@ -88,6 +90,44 @@ def test_a_full_disk_leaves_the_old_state(tmp_path, monkeypatch):
         save_checkpoint(tmp_path / "c", 2, TENSORS, {})
     assert [path.name for path in (tmp_path / "c").iterdir()] == ["step-00000001"]
     assert load_latest(tmp_path / "c")[0].step == 1
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_thread_writes_the_same_bytes_from_a_copy(tmp_path):
+    live = {"generator": {"w": torch.arange(6.0)}}
+    copy = Ranks().snapshot(live)
+    live["generator"]["w"].zero_()
+    with Writer(tmp_path / "beside", keep=2) as writer:
+        for step in (1, 2, 3):
+            writer.write(step, copy, {"n": step})
+            save_checkpoint(tmp_path / "plain", step, {"generator": {"w": torch.arange(6.0)}}, {"n": step}, keep=2)
+    assert contents(tmp_path / "beside") == contents(tmp_path / "plain") and not writer.failed
+
+
+def test_what_a_thread_could_not_write_stops_the_run_with_its_message(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    writer = Writer(tmp_path, keep=2)
+    writer.write(1, TENSORS, {})
+    writer.wait()
+    monkeypatch.setattr("irdm.checkpoint.sealed_folder", full)
+    with pytest.raises(OSError, match="No space"), writer:
+        writer.write(2, TENSORS, {})
+        while not writer.failed:
+            pass
+        assert load_latest(tmp_path)[0].step == 1, "the last good one stays"
+    for asked in (lambda writer: writer.write(3, TENSORS, {}), lambda writer: writer.wait()):
+        again = Writer(tmp_path, keep=2)
+        again.write(2, TENSORS, {})
+        with pytest.raises(OSError, match="No space"):
+            asked(again)
+    with pytest.raises(KeyboardInterrupt), Writer(tmp_path, keep=2) as writer:
+        writer.write(2, TENSORS, {})
+        raise KeyboardInterrupt  # what ends the run first is what it says
 
 
 # --- what is in them -------------------------------------------------------------------------------------------------

@@ -97,16 +97,16 @@ class Distance(Fitted, ABC, Generic[C]):
         """
         self.progress, device, mean = progress, self.center.device, checked_mean(real, tau)
         self.center = mean.to(device, torch.promote_types(real[0:1].dtype, torch.float32))
-        self.seed = torch.tensor(seed, dtype=torch.int64, device=device)
+        self.seed = torch.tensor(seed, dtype=torch.int64)
         median = true_median(sample_rows(real, _BANDWIDTH_ROWS, generator_for(seed, "bandwidth")), self.center)
         if median == 0 and (self._needs_bandwidth or tau is not None):
             raise ValueError(
                 f"The median distance between two of the {len(real)} real rows is 0, so the kernel has no bandwidth: "
                 "most rows coincide. Check that the encoder sees the images and that the data set is not one image."
             )
-        self.sigma = torch.tensor(self._scale * median, dtype=torch.float64, device=device)
+        self.sigma = torch.tensor(self._scale * median, dtype=torch.float64)
         self.beta = self.sigma / (self.config.condition_bandwidth or 1.0)
-        self.tau_width = torch.tensor(tau.shape[1] if tau is not None else 0, dtype=torch.int64, device=device)
+        self.tau_width = torch.tensor(tau.shape[1] if tau is not None else 0, dtype=torch.int64)
         with torch.no_grad():
             shared = ranks if len(real) >= ranks.size else ALONE
             self._fit(JointRows(real, tau, self.center, self.beta), seed, shared)

@@ -82,7 +82,7 @@ def drifting_loss(
         scale = ranks.sum(distances.sum()) / (len(generated) * n * targets.shape[1])
         unit = (scale / math.sqrt(generated.shape[2])).clamp(min=1e-3)
         distances = distances / scale.clamp(min=1e-3)
-        distances[:, range(share.stop - share.start), range(share.start, share.stop)] += _SELF
+        distances[:, :, share].diagonal(dim1=1, dim2=2).add_(_SELF)
         own, targets = rows / unit, targets / unit
         goal = own + sum(_drift(own, targets, distances / -radius, n, ranks) for radius in radii)
     return ranks.sum((rows / unit - goal).square().sum()) / generated.numel()

@@ -23,6 +23,13 @@ class Fitted(nn.Module):
         super().__init__()
         self.config: Any = config
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Fitted:
+        """Numbers stay in main memory: reading one waits for no GPU."""
+        numbers = {name: buffer for name, buffer in self._buffers.items() if buffer is not None and not buffer.ndim}
+        super()._apply(fn, recurse)
+        self._buffers.update(numbers)
+        return self
+
     def get_extra_state(self) -> Tensor:
         """The configuration, as the bytes of its JSON: part of `state_dict`, and a tensor like the rest of it."""
         return torch.tensor(list(self.config.model_dump_json().encode()), dtype=torch.uint8)

@@ -77,7 +77,7 @@ class JointRows:
 def join(phi: Tensor, tau: Tensor | None, center: Tensor, beta: Tensor) -> Tensor:
     """Phi = [phi - center | beta tau]. Centred, since |a|^2 + |b|^2 - 2ab cancels when the mean is large."""
     centred = phi - center.to(phi)
-    return centred if tau is None else torch.cat([centred, tau.detach().to(phi) * beta.to(phi)], dim=1)
+    return centred if tau is None else torch.cat([centred, tau.detach().to(phi) * beta.to(phi.dtype)], dim=1)
 
 
 def _check_matrix(name: str, rows: Rows) -> None:
