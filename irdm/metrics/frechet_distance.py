@@ -23,8 +23,8 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from irdm.metrics.base import BLOCK, EvaluationConfig, Pools
-from irdm.metrics.intervals import folds, jackknife, score_of, tightened
-from irdm.metrics.ratio import ratio
+from irdm.metrics.intervals import folds, jackknife, log_interval, score_of, standard_error, tightened
+from irdm.metrics.ratio import FREEDOM, moved, ratio
 from irdm.metrics.score import Score
 from irdm.metrics.tables import Picked, Real, Table, published
 from irdm.ops.gaussian import Moments, frechet_distance, symmetric_root
@@ -51,15 +51,17 @@ def frechet_distances(generated: Table, real: Real, config: EvaluationConfig) ->
     over = ratio(
         "FDr", says, targets.__getitem__, pools.generated, pools.val, real.held_out, config, most=most, law=pools.law
     )
-    distances, controls, details, n = {}, {}, {}, over.notes["rows"]
+    distances, spreads, controls, details, n = {}, {}, {}, {}, over.notes["rows"]
     for name, rows in generated.features.items():
         target, found = targets[name], over.encoders[name].notes
         picked = [Picked(rows, (fold == k).nonzero()[:, 0]) for k in range(int(fold.max()) + 1)]
         parts = [Moments.of(row_blocks(part, BLOCK)) for part in picked]
         value = target.to(_merged(parts))
         without = torch.tensor([target.to(_merged([p for p in parts if p is not left_out])) for left_out in parts])
-        quadratic = (found["real_spread"] * found["real_distance"] * n / size) ** 2 / (1 + 2 * n / target.count)
-        distances[name] = tightened(jackknife(value, without.double()), quadratic)
+        real_draw = (found["real_spread"] * found["real_distance"] * n / size) ** 2
+        distances[name] = tightened(jackknife(value, without.double()), real_draw / (1 + 2 * n / target.count))
+        own = (standard_error(distances[name]) / value) ** 2 if value > 0 else 0.0
+        spreads[name] = moved(own, real_draw / value**2) if value > 0 else 0.0
         controls[name] = target.to(Moments.of(row_blocks(Picked(real.val.features[name], fresh), BLOCK)))
         dim = len(target.real.mean)
         details[name] = {
@@ -80,11 +82,16 @@ def frechet_distances(generated: Table, real: Real, config: EvaluationConfig) ->
         means=False,
         notes={"rows": size, "control_rows": len(fresh), "law": pools.law},
     )
-    chances = {  # of the same distance, in draws of one size
-        name: found.model_copy(update={"p_real": over.encoders[name].p_real})
+    judged = {  # as the ratio has it: the chance of the same distance in draws of one size, and how far draws move
+        name: found.model_copy(
+            update={
+                "p_real": over.encoders[name].p_real,
+                "ci95": log_interval(found.value, spreads[name], FREEDOM + len(found.replicates) - 1),
+            }
+        )
         for name, found in distance.encoders.items()
     }
-    return {"frechet_distance": distance.model_copy(update={"encoders": chances}), "frechet_ratio": over}
+    return {"frechet_distance": distance.model_copy(update={"encoders": judged}), "frechet_ratio": over}
 
 
 @dataclass(frozen=True)

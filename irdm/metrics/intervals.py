@@ -83,6 +83,19 @@ def interval(replicates: Float64[Tensor, " k"]) -> Interval:
     return replicates.mean().item() - half, replicates.mean().item() + half
 
 
+def log_interval(value: float, variance: float, freedom: float) -> Interval:
+    """Student's 95% interval of a positive number, on a log scale: (low, high), never negative.
+
+    Args:
+        value: the number.
+        variance: of it, relative to its square.
+        freedom: degrees of freedom of the variance.
+    """
+    # of a log-normal number with this relative error: the error itself where it is small, finite where it is not
+    width = student(freedom) * math.sqrt(math.log1p(variance))
+    return value * math.exp(-width), value * math.exp(width)
+
+
 def together(*parts: tuple[float, float]) -> tuple[float, float]:
     """Standard error and degrees of freedom of a sum of independent parts (Welch, Satterthwaite).
 
@@ -173,6 +186,8 @@ def score_of(
 ) -> Score:
     """A score from the replicates of each encoder, with Student's intervals of their means.
 
+    A score above 0 and without a bound has its interval on a log scale.
+
     Args:
         label: as in Score.
         direction: as in Score.
@@ -190,8 +205,11 @@ def score_of(
 
     def estimate(names: Sequence[str]) -> Estimate:
         rows = torch.stack([replicates[name] for name in names]).mean(0)
+        value, ends = rows.mean().item(), interval(rows)
+        if limits == (0.0, math.inf) and value > 0:
+            ends = log_interval(value, (standard_error(rows) / value) ** 2, len(rows) - 1)
         # 0.0 is added to make -0.0 zero
-        value, *ends = (min(max(x, low), high) + 0.0 for x in (rows.mean().item(), *interval(rows)))
+        value, *ends = (min(max(x, low), high) + 0.0 for x in (value, *ends))
         found = Estimate(value=value, ci95=(ends[0], ends[1]), replicates=tuple(rows.tolist()))
         if controls is None:
             return found

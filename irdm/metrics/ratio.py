@@ -42,7 +42,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from irdm.metrics.base import MIN_ROWS, EvaluationConfig, Law, Pool
-from irdm.metrics.intervals import chance, jackknife, over_encoders, standard_error, student, tightened, together
+from irdm.metrics.intervals import chance, jackknife, log_interval, over_encoders, standard_error, tightened, together
 from irdm.metrics.score import Estimate, Score
 from irdm.ops.rows import Rows
 
@@ -176,16 +176,14 @@ class _Found:
         denominator = math.sqrt(variance / times), FREEDOM
         judged = standard_error(replicates) / value
         as_real = variance / self.draws / max(1.0, value) ** (2 * self.power)
-        error, freedom = together(denominator, (math.sqrt(_moved(judged**2, as_real)), FREEDOM + len(replicates) - 1))
-        # of a log-normal number with this relative error: the error itself where it is small, finite where it is not
-        width = student(freedom) * math.sqrt(math.log1p(error**2))
+        error, freedom = together(denominator, (math.sqrt(moved(judged**2, as_real)), FREEDOM + len(replicates) - 1))
         real = variance / self.draws
-        moved = math.sqrt(max(real, (real + judged**2) / 2)), FREEDOM
+        fresh = math.sqrt(max(real, (real + judged**2) / 2)), FREEDOM
         return found.model_copy(
             update={
-                "ci95": (value * math.exp(-width), value * math.exp(width)),
+                "ci95": log_interval(value, error**2, freedom),
                 "control_error": found.control * math.sqrt(variance * 4 / times) if found.control else None,
-                "p_real": chance(math.log(value), *together(denominator, moved), "lower"),
+                "p_real": chance(math.log(value), *together(denominator, fresh), "lower"),
             }
         )
 
@@ -199,7 +197,7 @@ class _Found:
         return moves.square().sum().item() / (deals * (times - 1))
 
 
-def _moved(own: float, as_real: float) -> float:
+def moved(own: float, as_real: float) -> float:
     """Variance of judged draws, from the jackknife's and that of real draws as far from real."""
     return own + min(1.0, as_real / own if own > 0 else 1.0) * (as_real - own) * 2 / 3
 
