@@ -79,6 +79,7 @@ def _stream(
 ) -> Iterator[Embedded]:
     import ray
     from ray.data import ActorPoolStrategy, DataContext
+    from ray.exceptions import RayError
 
     size, share = _shares(ray.cluster_resources(), device, workers)
     context = DataContext.get_current().copy()
@@ -91,7 +92,8 @@ def _stream(
     with DataContext.current(context):
         data = ray.data.range(len(blocks), override_num_blocks=len(blocks))
         # Their own demands on memory keep the two apart: Ray would put reading into the actors, one after the other.
-        data = data.map_batches(_read, fn_args=([reading],), num_cpus=1, memory=image, max_retries=RETRIES, **_BY_ROW)
+        task: Any = _read  # Ray's types know no further arguments
+        data = data.map_batches(task, fn_args=([reading],), num_cpus=1, memory=image, max_retries=RETRIES, **_BY_ROW)
         data = data.map_batches(
             _Encoders,
             fn_constructor_args=([embedding], device.partition(":")[0], torch.get_num_threads()),
@@ -104,14 +106,14 @@ def _stream(
         try:
             for table in data.iter_batches(batch_size=1, batch_format="pyarrow"):
                 yield _unpacked(table)
-        except ray.exceptions.RayError as error:
+        except RayError as error:
             raise OSError(
                 f"Ray gave up, after {RETRIES} retries of what failed: {str(error).strip().splitlines()[-1]} What is "
                 "finished stays; repeat the command."
             ) from error
 
 
-_BY_ROW: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
+_BY_ROW: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}  # a row is a block
 
 
 def _shares(there: Mapping[str, float], device: str, workers: int | None) -> tuple[int, dict[str, float]]:
@@ -161,7 +163,8 @@ class _Encoders:
 
         torch.set_num_threads(threads)  # those of the process that asked: their number decides rounding
         self.device = device
-        self.encoders = {name: encoder.to(device) for name, encoder in ray.get(encoders[0]).items()}
+        held: Any = ray.get(encoders[0])
+        self.encoders = {name: encoder.to(device) for name, encoder in held.items()}
 
     def __call__(self, table: Any) -> Any:
         if "error" in (notes := json.loads(table[NOTES][0].as_py())):
