@@ -28,6 +28,7 @@ from irdm.evaluation import (
     embed,
     evaluate_tables,
     gallery,
+    judge,
     read_result,
     real_of,
     write_result,
@@ -128,6 +129,7 @@ def evaluate_run(
         table = embed(
             generated, encoders, micro_batch=config.micro_batch, device=loaded.device, ranks=ranks, progress=progress
         )
+        scores = judge(table, real, config, ranks=ranks, progress=progress)
         if not ranks.is_main:
             return None
         spent = {**(seconds or (earlier.seconds if earlier else {}))}
@@ -139,6 +141,7 @@ def evaluate_run(
             source={"path": str(run), "images": len(generated), "fingerprint": generated.fingerprint},
             reference=against.about,
             missing=against.missing,
+            scores=scores,
             ladder=against.ladder(),
             step=loaded.step,
             training=training or (earlier.training if earlier else None),

@@ -9,7 +9,7 @@ from torch import nn
 
 from irdm.conditions import Conditions
 from irdm.data.base import Dataset, Split
-from irdm.distributed import Ranks
+from irdm.distributed import ALONE, Ranks
 from irdm.encoders.base import Battery
 from irdm.evaluation.embedding import embed
 from irdm.generate import Drawn
@@ -28,9 +28,12 @@ def judge(
     *,
     only: Collection[str] | None = None,
     device: str | torch.device | None = None,
+    ranks: Ranks = ALONE,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Score]:
     """Every score of `irdm.metrics.METRICS`, or of those named, computed on `device` or where the judged features are.
+
+    Ranks that all have both sides divide the metrics, and each gets all scores.
 
     Raises ValueError when the two sides are not under the same encoders (a mean over fewer would still look like a
     score), and naming the encoder whose table has too few rows, another width, or NaN.
@@ -45,12 +48,16 @@ def judge(
     generated, real = generated.to(device), real.to(device)
     scores: dict[str, Score] = {}
     names = [name for name in METRICS if only is None or name in only]
-    for number, name in enumerate(names, 1):
-        if progress:
-            progress(f"judging: {name} ({number} of {len(names)})")
-        found = METRICS[name](generated, real, config or EvaluationConfig())
-        assert not found.keys() & scores.keys(), f"{name} gives scores of another metric: {sorted(found)}"
-        scores |= found
+    own, found = names[ranks.rank :: ranks.size], {}
+    with ranks.together():
+        for number, name in enumerate(own, 1):
+            if progress:
+                progress(f"judging: {name} ({number} of {len(own)})")
+            found[name] = METRICS[name](generated, real, config or EvaluationConfig())
+    everyone = {name: some for part in ranks.exchange(found) for name, some in part.items()}
+    for name in names:
+        assert not everyone[name].keys() & scores.keys(), f"{name} gives scores of another metric: {[*everyone[name]]}"
+        scores |= everyone[name]
     return scores
 
 
@@ -64,14 +71,14 @@ def evaluate(
     ranks: Ranks | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> tuple[Table, dict[str, Score]]:
-    """Embed images and judge them. All ranks embed and get the table; the main rank judges, others get no scores.
+    """Embed images and judge them. Ranks divide both, and all get the table and the scores.
 
     Raises ValueError as `embed` and `judge` do.
     """
     config, ranks = config or EvaluationConfig(), ranks or Ranks()
     settings = {"micro_batch": config.micro_batch, "device": device, "ranks": ranks, "progress": progress}
     table = embed(generated, encoders, **settings)
-    return table, judge(table, real, config, progress=progress) if ranks.is_main else {}
+    return table, judge(table, real, config, ranks=ranks, progress=progress)
 
 
 class QuickCheck:

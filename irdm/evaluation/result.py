@@ -67,6 +67,7 @@ def evaluate_tables(
     reference: Mapping[str, Any],
     missing: Sequence[str] = (),
     warned: Sequence[str] = (),
+    scores: Mapping[str, Score] | None = None,
     more: Mapping[str, Score] | None = None,
     prompts: Sequence[str] | None = None,
     ladder: Sensitivity | None = None,
@@ -84,6 +85,7 @@ def evaluate_tables(
         reference: as in Result.
         missing: encoders that the reference has and that were not used.
         warned: warnings to begin with.
+        scores: what `judge` gave, where ranks divided it; None judges now.
         more: scores of other origin, such as PickScore.
         prompts: behind those.
         ladder: of the real side; None: not measured.
@@ -94,7 +96,8 @@ def evaluate_tables(
     Raises ValueError as `judge` and `irdm.evaluation.overlap` do.
     """
     repeated = overlap(generated, real)
-    scores = judge(generated, real, config, device=device, progress=progress) | dict(more or {})
+    judged = judge(generated, real, config, device=device, progress=progress) if scores is None else scores
+    scores = {**judged, **(more or {})}
     if missing:
         scores = {
             name: score.model_copy(update={"label": f"{score.label} (partial)"}) if score.encoders else score

@@ -19,6 +19,7 @@ from irdm.data.checks import check_judged, handling
 from irdm.data.image_source import ImageSource, printable
 from irdm.data.images import pictures_like
 from irdm.distributed import Ranks
+from irdm.evaluation.judging import judge
 from irdm.evaluation.pictures import closest_pairs, gallery, write_samples
 from irdm.evaluation.result import RESULT, Result, evaluate_tables, write_result
 from irdm.evaluation.sensitivity import Sensitivity
@@ -98,12 +99,13 @@ def evaluate_source(
         store = stored_features(
             split, encoders, real.identity["encoders"], out, config, device=device, ranks=ranks, progress=progress
         )
-        if not ranks.is_main:
-            return None
         embedded = time.monotonic() - began
         order = store.index.argsort()  # as the source has them, so that draws are those of the same images elsewhere
         whole = Table({name: store[name] for name in encoders}, store.conditions, split.resized, store.thumbnails)
         generated = whole.only(order)
+        scores = judge(generated, real, config, device=device, ranks=ranks, progress=progress)
+        if not ranks.is_main:
+            return None
         more: dict[str, Score] = {}
         for scorer in scorers if prompts else ():
             say(scorer.name)
@@ -117,6 +119,7 @@ def evaluate_source(
             reference=reference,
             missing=missing,
             warned=notes,
+            scores=scores,
             more=more,
             prompts=prompts,
             ladder=ladder(),

@@ -16,11 +16,12 @@ from irdm.compare import compare
 from irdm.conditions import Unconditional, draw
 from irdm.data import DigitsConfig
 from irdm.data.base import Dataset, TensorSplit
+from irdm.distributed import Ranks
 from irdm.encoders.base import Battery, Encoder
 from irdm.evaluation import QuickCheck, embed, evaluate, evaluate_tables, judge, read_result, real_of, write_result
 from irdm.evaluation.result import protocol, warnings
 from irdm.generators.base import Generator
-from irdm.metrics import EvaluationConfig, Score
+from irdm.metrics import METRICS, EvaluationConfig, Score
 from irdm.metrics.score import Estimate
 
 CONFIG = EvaluationConfig(directions=64, rff_features=256, resamples=16, quick_rows=256)
@@ -130,6 +131,29 @@ def test_ranks_embed_a_share_each(unchecked):
     halves = [embed(DATA.val, ENCODERS, micro_batch=64, ranks=Half(rank)).features for rank in (0, 1)]
     for name, rows in whole.items():
         torch.testing.assert_close(torch.cat([half[name] for half in halves]), rows, rtol=1e-5, atol=1e-6)
+
+
+def test_ranks_divide_the_metrics_and_all_get_the_scores():
+    """What one rank hears of the others is what these found."""
+    sides = table(gaussian(80, 2)), real_side(gaussian(100, 0), gaussian(100, 1))
+    parts = {}
+
+    class Telling(Ranks):
+        def any(self, flag):
+            return flag
+
+        def exchange(self, value):
+            parts[self.rank] = value
+            return [parts[rank] for rank in range(self.size)]
+
+    alone = judge(*sides, CONFIG)
+    for rank in (1, 2):  # alone, they miss what is not told yet
+        with pytest.raises(KeyError):
+            judge(*sides, CONFIG, ranks=Telling(rank, 3))
+    assert judge(*sides, CONFIG, ranks=Telling(0, 3)) == alone
+    names = [set(part) for part in parts.values()]
+    assert set.union(*names) == set(METRICS) and sum(map(len, names)) == len(METRICS)
+    assert max(map(len, names)) - min(map(len, names)) <= 1
 
 
 def test_a_long_embedding_says_how_far_it_is(monkeypatch):
