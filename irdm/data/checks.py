@@ -87,10 +87,8 @@ def handling(source: ImageSource, image_shape: Shape) -> list[str]:
 
 
 def _check_repeats(side: str, split: Split, fewest: int, progress: Say | None) -> None:
-    if len(split) < fewest:
-        return
     split.look(progress)
-    if 2 * (different := len(set(split.digests))) < len(split) or different < fewest:
+    if 2 * (different := len(set(split.digests))) < len(split) or different < fewest <= len(split):
         raise ValueError(
             f"{split.name} has {len(split)} {side} images, but only {_different(different)}: what real images score "
             "cannot be told from repeats. Remove them."
