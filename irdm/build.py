@@ -77,6 +77,8 @@ def place_generator(
             ranks.divide(generator.divisible(), config.generator.kind, generator.rounded)
         return generator.to(device)
 
+    if config.shard:
+        ranks.meet()
     return ranks.in_turn(place)
 
 

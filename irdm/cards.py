@@ -1,4 +1,4 @@
-"""What a run takes on GPUs that are named and not here: memory, hours and files, with all weights, divided, with LoRA.
+"""What a run takes on GPUs that are named, or here: memory, hours and files, with all weights, divided, with LoRA.
 
 From the networks as they are counted (`irdm.estimate`) and the data sheets of the cards; nobody has measured it.
 """
@@ -46,6 +46,8 @@ class Cards:
     kind: str
     memory: float
     rate: float
+    here: bool = False
+    """Whether they are here, and the rate was measured; else it is from a data sheet."""
 
 
 def cards_of(text: str) -> Cards:
@@ -61,7 +63,8 @@ def cards_of(text: str) -> Cards:
 def ways(config: RunConfig, shape: Shape, spec: Spec, cards: Cards) -> list[str]:
     """A line for the run as it is and, of klein, for each other way to train it; what does not fit is told a knob."""
     generator = config.generator
-    lines = [f"on {cards.count} x {cards.kind}, by data sheet and count, not measured:"]
+    known = "by count and one product measured here" if cards.here else "by data sheet and count, not measured"
+    lines = [f"on {cards.count} x {cards.kind}, {known}:"]
     if not isinstance(generator, KleinConfig):
         return [*lines, _line("as configured", config, shape, spec, cards)]
     if not generator.model.is_dir() and str(generator.model) != "tiny":

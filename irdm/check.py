@@ -26,6 +26,7 @@ from irdm.encoders.panel import PanelBatteryConfig, entries
 from irdm.encoders.weights import weights_folder
 from irdm.estimate import FLOAT, Estimate, encoder_costs, estimate, expected, matmul_rate, step_seconds
 from irdm.files import cache_dir
+from irdm.generators import KleinConfig
 from irdm.memory import physical_memory
 from irdm.presets import SMOKE_IMAGES, RunConfig
 from irdm.progress import duration
@@ -42,7 +43,7 @@ DAY = 86_400.0  # seconds
 def check(config: RunConfig, out: Path, cards: Cards | None = None) -> Iterator[tuple[str, bool, str]]:
     """(what, whether it is there, what was found or how to mend it), one after the other; none stops the rest.
 
-    With `cards`, what the run would take on those is said too, whatever there is here.
+    With `cards`, what the run would take on those is said too, whatever there is here; of klein, else on the GPUs here.
     """
     needs = Needs(config, out)
     looks: dict[str, Callable[[], str]] = {
@@ -61,8 +62,8 @@ def check(config: RunConfig, out: Path, cards: Cards | None = None) -> Iterator[
         looks["weights"] = needs.weights
     if needs.panel or needs.shipped:
         looks["encoders"] = needs.encoders
-    if cards:
-        looks["cards"] = lambda: "\n".join(ways(config, *needs.shape, cards))
+    if cards or needs.can_choose:
+        looks["cards"] = lambda: "\n".join(ways(config, *needs.shape, cards or needs.cards))
     said: dict[str, str] = {}
     for name, look in looks.items():
         try:
@@ -106,6 +107,17 @@ class Needs:
     def device(self) -> str:
         """Where the run would compute."""
         return resolve_device(self.config.device)
+
+    @property
+    def can_choose(self) -> bool:
+        """Whether there are GPUs, and more than one way to train on them."""
+        return isinstance(self.config.generator, KleinConfig) and torch.cuda.is_available()
+
+    @property
+    def cards(self) -> Cards:
+        """The GPUs here."""
+        one = torch.cuda.get_device_properties(self.device)
+        return Cards(self.devices, one.name, one.total_memory, matmul_rate(self.device), here=True)
 
     @cached_property
     def cost(self) -> Estimate:

@@ -54,11 +54,8 @@ class Ranks:
             backend = "nccl" if device.startswith("cuda") else "gloo"
             dist.init_process_group(backend, timeout=PATIENCE)
             atexit.register(dist.destroy_process_group)  # gloo's threads abort a process that exits with them
-        if not (dist.is_available() and dist.is_initialized()):
-            return cls(device=device)
-        ranks = cls(dist.get_rank(), dist.get_world_size(), device)
-        ranks._mesh = mesh_of(device)
-        return ranks
+        active = dist.is_available() and dist.is_initialized()
+        return cls(dist.get_rank(), dist.get_world_size(), device) if active else cls(device=device)
 
     def __enter__(self) -> Ranks:
         """Inside, a rank that is killed, hangs or fails stops the others, and is named (`irdm.ops.heartbeat`)."""
@@ -121,10 +118,15 @@ class Ranks:
                 f"(--shard) each must draw as often. Take {rollout - rollout % self.size}."
             )
 
+    def meet(self) -> None:
+        """Agree on how weights will be divided: every rank must call this, before any calls `divide`."""
+        if self.size > 1:
+            self._mesh = mesh_of(self.device)
+
     def divide(self, modules: Sequence[nn.Module], name: str, rounded: torch.dtype | None = None) -> None:
         """Divide the parameters of modules over the ranks, the last holding the others; one rank keeps them whole.
 
-        `rounded`: the type in which they are used, if another than their own. Ranks may call this one after another.
+        `rounded`: the type in which they are used, if another than their own. Ranks that met may do this one by one.
         Raises ValueError for a network, of this name, that names none.
         """
         if not modules:

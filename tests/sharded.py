@@ -79,6 +79,7 @@ def look(ranks, **fields: Any) -> dict[str, Any]:
 
     generator = build(**fields)
     if ranks.size > 1:
+        ranks.meet()
         ranks.divide(generator.divisible(), "klein", generator.rounded)
     trained, transformer = generator.trained(), generator.transformer
     ema, optimizer = EMA(trained, 0.5), torch.optim.AdamW(trained.values(), lr=1e-3)

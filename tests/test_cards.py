@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from irdm.cards import BUS, KINDS, cards_of, ways
+from irdm.check import Needs
 from irdm.cli import main
 from irdm.conditions import NoSpec, PromptSpec
 from irdm.estimate import estimate, generator_cost
@@ -96,6 +98,20 @@ def test_every_way_to_train_has_a_line(tiny, monkeypatch):
     assert len(ways(tiny, TINY, SPEC, cards_of("H100"))) == 3  # nothing to divide over
     (_, other) = ways(PRESETS["digits"](), (1, 8, 8), NoSpec(), cards_of("H100"))
     assert other.startswith("as configured: ")
+
+
+def test_cards_that_are_here_are_measured(tiny, monkeypatch, tmp_path):
+    monkeypatch.setattr("irdm.cards.generator_cost", counted)
+    monkeypatch.setattr("irdm.check.matmul_rate", lambda device: 5e14)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    one = SimpleNamespace(name="NVIDIA X", total_memory=80e9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: one)
+    needs = Needs(tiny, tmp_path)
+    needs.__dict__["device"] = "cuda:0"
+    assert needs.can_choose and not Needs(PRESETS["digits"](), tmp_path).can_choose
+    lines = ways(tiny, TINY, SPEC, needs.cards)
+    assert lines[0] == "on 2 x NVIDIA X, by count and one product measured here:" and len(lines) == 5
 
 
 @pytest.mark.parametrize(
