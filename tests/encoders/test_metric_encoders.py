@@ -20,8 +20,9 @@ from irdm.conditions import Unconditional  # noqa: E402
 from irdm.data import ImagesConfig  # noqa: E402
 from irdm.data.base import TensorSplit  # noqa: E402
 from irdm.encoders import PanelBatteryConfig  # noqa: E402
-from irdm.encoders.families import RESIZES, load_encoder  # noqa: E402
+from irdm.encoders.families import load_encoder  # noqa: E402
 from irdm.encoders.panel import GROUPS, LITERATURE, METRICS_ONLY, PANEL, entries, expanded, fingerprint  # noqa: E402
+from irdm.encoders.resizing import RESIZES  # noqa: E402
 from irdm.evaluation import embed  # noqa: E402
 from irdm.metrics import Real  # noqa: E402
 from irdm.metrics.frechet_distance import FrechetTarget  # noqa: E402

@@ -24,8 +24,9 @@ from irdm.data.base import SplitConfig, split_dataset  # noqa: E402
 from irdm.encoders import PanelBatteryConfig  # noqa: E402
 from irdm.encoders import panel as panel_module  # noqa: E402
 from irdm.encoders.base import encoder_identity  # noqa: E402
-from irdm.encoders.families import RESIZES, DreamSim, LatentPatches, TimmFeatures, load_encoder  # noqa: E402
+from irdm.encoders.families import DreamSim, LatentPatches, TimmFeatures, load_encoder  # noqa: E402
 from irdm.encoders.panel import METRICS_ONLY, PANEL, fingerprint  # noqa: E402
+from irdm.encoders.resizing import RESIZES  # noqa: E402
 
 TIMM = [name for name, entry in PANEL.items() if entry.family == "timm"]
 
