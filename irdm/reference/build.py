@@ -30,6 +30,7 @@ from irdm.files import (
     claimed,
     file_entry,
     hash_of,
+    read_manifest,
     read_sealed,
     remove,
     sealed_folder,
@@ -217,10 +218,12 @@ class _Job:
         """Whether the reference is there, is of this plan, and no part of it is missing or altered."""
         try:
             found = open_reference(self.path)
-            stores = all(len(found.store(split)) for split in ("train", "val"))
-        except ValueError:
+            claim = hash_of(read_manifest(self.path / PLAN, ""))
+            for split in ("train", "val"):
+                found.store(split).verify()
+        except (ValueError, OSError):
             return False  # it is built or repaired
-        return found.address == self.address and stores and all(self._whole(part) for part in self.wanted)
+        return found.address == claim == self.address and all(self._whole(part) for part in self.wanted)
 
     def drop_damaged(self, say: Say) -> None:
         """Remove what is there of parts that are not, to the byte, what was written."""

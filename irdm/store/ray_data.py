@@ -125,7 +125,7 @@ def _shares(there: Mapping[str, float], device: str, workers: int | None) -> tup
             f"embeds, and a GPU for --device {device.partition(':')[0]}."
         )
     if device != "cpu":
-        return workers or gpus, {"num_gpus": 1, "num_cpus": 0}
+        return min(workers or gpus, gpus), {"num_gpus": 1, "num_cpus": 0}
     threads = min(torch.get_num_threads(), cpus - 1)
     return min(workers or cpus, (cpus - 1) // threads), {"num_cpus": threads}
 

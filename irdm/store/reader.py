@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from irdm.conditions import Conditions, ConditionSpec
 from irdm.features import thumbnail_shape
-from irdm.files import MANIFEST, read_manifest, read_tensors, whole
+from irdm.files import MANIFEST, hash_of, read_manifest, read_sealed, read_tensors, whole
 
 IDENTITY, ROWS_FILE, CONDITION = "identity.json", "rows.safetensors", "conditions."
 THUMBNAILS_FILE, ROWS = "thumbnails.safetensors", "rows"
@@ -102,9 +102,18 @@ class FeatureStore:
         return torch.cat([self.tensors(shard, ROWS_FILE)["index"] for shard in range(len(self._shards))])
 
     def verify(self) -> None:
-        """Compare the sha256 of every file. Raises ValueError naming the shards that were altered."""
+        """Compare the sha256 of every file. Raises ValueError naming the shards, or the claim, that were altered."""
         problems = []
+        try:
+            altered = hash_of(read_manifest(self.path / IDENTITY, AGAIN)) != hash_of(self.identity)
+            problems += [f"{self.path / IDENTITY} is of another store than {MANIFEST}. {AGAIN}"] if altered else []
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
         for shard, record in enumerate(self._shards):
+            try:
+                read_sealed(shard_folder(self.path, shard), AGAIN, content=False)
+            except ValueError as error:
+                problems.append(str(error))
             for name in record["files"]:
                 try:
                     self._check(shard, name)

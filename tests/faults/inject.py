@@ -35,6 +35,7 @@ from torch import nn  # noqa: E402
 from irdm.encoders.base import Encoder  # noqa: E402
 
 CALLS = ("replace", "rename", "fsync", "mkdir", "unlink", "rmdir")
+SAID = 1024  # bytes: what is told of a failure must itself fit into a file
 Fault = tuple[str, str, list[str]]
 """The phase it struck, what was told, and what is wrong after it: nothing, if all is well."""
 
@@ -111,7 +112,7 @@ def kills(scene: Scene, count: int, draw: random.Random) -> Iterator[Fault]:
 def full(scene: Scene, count: int, draw: random.Random) -> Iterator[Fault]:
     for name in COMMANDS:
         files = [path for path in scene.whole(name).rglob("*") if path.is_file() and not path.is_symlink()]
-        sizes = sorted({path.stat().st_size for path in files if "pictures" not in path.parts})
+        sizes = sorted({path.stat().st_size for path in files if "pictures" not in path.parts} - {*range(SAID)})
         for size in sizes[:: max(1, len(sizes) // count)]:
             place, limit = scene.place(name), max(1, size - 1)
             code, said = run(name, place, lambda limit=limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))

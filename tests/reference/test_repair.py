@@ -65,6 +65,22 @@ def test_a_damaged_file_is_refused_and_repeating_the_command_mends_it(built, cop
     assert mended >= 2
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "plan.json",
+        "val/identity.json",
+        "train/shard-00000/manifest.json",
+        "train/shard-00000/features-conv.safetensors",
+        "val/shard-00000/rows.safetensors",
+    ],
+)
+def test_a_finished_reference_is_mended_where_judging_never_reads(built, copied, pictures, name):
+    flip(copied / name, 40)
+    build_tiny(pictures, copied, command="irdm reference build tiny")
+    assert content(copied) == content(built.path)
+
+
 @pytest.mark.parametrize("finished", [True, False])
 def test_a_rebuild_blesses_no_damage(built, copied, pictures, finished):
     """Two files are damaged, an error names one, it is deleted and the command repeated: both are made again."""
