@@ -73,6 +73,8 @@ class Ranks:
         lost = heart.lost() if isinstance(error, PeerLost) else None
         left = kind is None or issubclass(kind, SystemExit | KeyboardInterrupt)
         heart.stop(failed=not left and not isinstance(error, PeerLost), lost=isinstance(error, PeerLost))
+        if isinstance(error, PeerLost):
+            atexit.register(_end)
         if lost:
             raise PeerLost(f"Another rank is gone: {lost}. {MEND}") from None
 
@@ -255,6 +257,13 @@ class _Sum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient):  # pyright: ignore[reportIncompatibleMethodOverride]
         return _Sum.forward(ctx, gradient)
+
+
+def _end() -> None:
+    """End without waiting for gloo's threads, which may wait for the ranks that are gone for ever."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _call(collective: Callable, *arguments):

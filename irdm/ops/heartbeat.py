@@ -46,7 +46,7 @@ class Heartbeat:
         self._thread.join()
         try:
             if failed:
-                self._blame(self._rank, "failed; its own message says why")
+                self._blame([self._rank], "failed; its own message says why")
             self._store.set(f"left/{self._rank}", "")
         except RuntimeError:
             return  # the store is gone, and with it whoever could read this
@@ -61,10 +61,10 @@ class Heartbeat:
                 if self._has("lost"):
                     return self._store.get("lost").decode().partition(":")[2]
                 time.sleep(BEAT)
-            for rank, count in enumerate(counts):
-                if rank != self._rank and 0 < count == self._count(rank) and not self._has(f"left/{rank}"):
-                    self._blame(rank, "was killed or cut off")
-                    return self._store.get("lost").decode().partition(":")[2]
+            still = [rank for rank, count in enumerate(counts) if 0 < count == self._count(rank)]
+            if still := [rank for rank in still if rank != self._rank and not self._has(f"left/{rank}")]:
+                self._blame(still, "killed or cut off")
+                return self._store.get("lost").decode().partition(":")[2]
         except RuntimeError:
             return "rank 0 or torchrun, which served the store of all ranks"
         return None
@@ -78,7 +78,7 @@ class Heartbeat:
                 if count != seen:
                     seen, since = count, now
                 elif seen and now - since > LOST and not self._has(f"left/{following}"):
-                    self._blame(following, f"gave no sign for {LOST:g} s: it was killed, hangs or is cut off")
+                    self._blame([following], f"gave no sign for {LOST:g} s: killed, hanging or cut off")
                 if self._has("lost"):
                     self._end(self._store.get("lost").decode())
             except RuntimeError as error:
@@ -90,12 +90,10 @@ class Heartbeat:
     def _has(self, key: str) -> bool:
         return self._store.check([key])
 
-    def _name(self, rank: int) -> str:
-        return self._store.get(f"name/{rank}").decode()
-
-    def _blame(self, rank: int, what: str) -> None:
+    def _blame(self, ranks: list[int], what: str) -> None:
         """The first word stands, and who said it will say it to the user."""
-        self._store.compare_set("lost", "", f"{self._rank}:{self._name(rank)} {what}")
+        names = " and ".join(self._store.get(f"name/{rank}").decode() for rank in ranks)
+        self._store.compare_set("lost", "", f"{self._rank}:{names} {what}")
 
     def _end(self, told: str) -> None:
         finder, _, what = told.partition(":")
