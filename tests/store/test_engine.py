@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch
+from tiny_reference import write_pictures
 from tiny_store import IMAGES, SHARD, build, content, encoders, pictures, write_parquet, write_tar
 from torch import nn
 
@@ -15,6 +16,8 @@ from irdm.distributed import Ranks
 from irdm.store import build_store
 from irdm.store.engine import DECODING, Embedded, plain
 from irdm.store.ray_data import on_ray
+
+pytestmark = pytest.mark.timeout(1800)  # a worker imports torch: seconds on a processor of its own
 
 
 @pytest.fixture(scope="module")
@@ -138,13 +141,15 @@ def test_neither_the_number_of_workers_nor_the_kind_of_source_changes_a_byte(fol
 
 
 @pytest.mark.slow
-def test_a_reference_is_built_on_a_cluster_that_is_named(folder, tmp_path, cluster, capsys):
+def test_a_reference_is_built_on_a_cluster_that_is_named(tmp_path, cluster, capsys):
+    for seed, side in enumerate(("train", "val")):
+        write_pictures(tmp_path / "set" / side, 60, seed)
     address = cluster.get_runtime_context().gcs_address
     for name, more in (("plain", []), ("ray", ["--engine", "ray", "--address", address])):
-        words = ["--size", "8", "--judge-only", "--battery.held-in", "pixels", "--battery.held-out", "pca"]
-        out = ["--out", str(tmp_path / name)]
-        assert main(["reference", "build", "tiny", "--train", str(folder), *words, *more, *out]) == 0
-    assert "decoding was" in capsys.readouterr().out
+        places = [f"--{side}={tmp_path / 'set' / side}" for side in ("train", "val")]
+        words = ["--judge-only", "--battery.held-in", "pixels", "--battery.held-out", "pca"]
+        assert main(["reference", "build", "tiny", *places, *words, *more, "--out", str(tmp_path / name)]) == 0
+    assert capsys.readouterr().out.count("decoding was") == 4, "of two sides, by either engine"
     one, many = (content(tmp_path / name) for name in ("plain", "ray"))
     del one["manifest.json"], many["manifest.json"]  # which say by which command they were built
     assert one == many
