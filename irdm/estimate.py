@@ -304,7 +304,7 @@ class _Timed:
         embed = self._rate(lambda k: self._pass(k, self.encoders, learn=False, draw=False))
         embed_in = embed * len(self.held_in) / len(self.encoders)
         drawn = self._rate(lambda k: self._pass(k, self.encoders, learn=False))
-        compare = len(self.held_in) * self._compare()
+        compare = len(self.held_in) * self._compare() / self.ranks  # which share it
         step = self.share * self._rate(lambda k: self._pass(k, self.held_in, learn=True)) + compare
         fit = reference = evaluate = checks = 0.0
         if isinstance(config.battery, FittedBatteryConfig):

@@ -146,7 +146,7 @@ def test_the_time_of_a_run_follows_from_how_often_it_does_what_was_timed(monkeyp
     assert one.encoders == pytest.approx(1e-3 * (1198 + 3 * 128 * 200))
     assert one.total == one.encoders + one.reference + one.train + one.evaluate
     assert of(steps=800).train == pytest.approx(400 * one.step + one.train + 4 * 599e-3)
-    assert of(ranks=2).step == pytest.approx(512 * 1e-3 + 6 * 0.01)
+    assert of(ranks=2).step == pytest.approx(512 * 1e-3 + 6 * 0.01 / 2)
     assert of(evaluation=None).evaluate == 0 and of(evaluation=None).train == pytest.approx(400 * one.step)
     assert "hours" in str(of(steps=40_000)) and "--steps" in str(of(steps=40_000)) and "--steps" not in str(one)
 

@@ -318,8 +318,8 @@ class Content(Controller):  # every score is below its floor from the first upda
         super().__init__(config, dict.fromkeys(floors, 1e9))
 
 networks = []
-build = irdm.train.build_generator
-irdm.train.build_generator = lambda *args, **told: networks.append(build(*args, **told)) or networks[-1]
+build = irdm.train.place_generator
+irdm.train.place_generator = lambda *args, **told: networks.append(build(*args, **told)) or networks[-1]
 irdm.train.Controller = Content
 fields = {"steps": 4, "rollout": 40, "log_every": 1, "checkpoint_every": 1, "keep_checkpoints": 9, "evaluation": None}
 config = PRESETS["digits-smoke"]().model_copy(update=fields)
