@@ -58,6 +58,7 @@ def evaluate_run(
     weights: Path | None = None,
     size: int | None = None,
     count: int | None = None,
+    teacher: int | None = None,
     device: str | None = None,
     ranks: Ranks | None = None,
     is_locked: bool = False,
@@ -80,6 +81,8 @@ def evaluate_run(
         weights: folder of the weights of pretrained encoders.
         size: side of the real images of a folder, as `open_real` takes it.
         count: images to draw; None is `config.draws` full draws.
+        teacher: judge in place of the run the model that it began from, in so many steps from the same noise and
+            conditions; `out` is then RUN/teacher-STEPS, where none is given.
         device: where to compute; None as the run's configuration says.
         ranks: this process among its peers.
         is_locked: the caller holds the directory already.
@@ -93,8 +96,11 @@ def evaluate_run(
     """
     from irdm.report import write_report
 
-    began, ranks, target = time.monotonic(), ranks or Ranks(), out or run
+    began, ranks = time.monotonic(), ranks or Ranks()
+    target = out or (run / f"teacher-{teacher}" if teacher else run)
     loaded = ranks.in_turn(lambda: load_run(run, device))
+    if teacher:
+        loaded = loaded.teacher(teacher)
     earlier = _earlier(target / RESULT)
     if target == run and training is None and earlier and earlier.command:
         command = earlier.command  # a run goes on saying how it was made
@@ -138,7 +144,11 @@ def evaluate_run(
             table,
             real,
             config,
-            source={"path": str(run), "images": len(generated), "fingerprint": generated.fingerprint},
+            source={
+                "path": f"{run}, teacher in {teacher} steps" if teacher else str(run),
+                "images": len(generated),
+                "fingerprint": generated.fingerprint,
+            },
             reference=against.about,
             missing=against.missing,
             scores=scores,

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from irdm.config import Config, free
 from irdm.controller import ControllerConfig
-from irdm.data import AnyData, CaptionedConfig, DigitsConfig, IdxConfig, ImagesConfig
+from irdm.data import AnyData, CaptionedConfig, DigitsConfig, IdxConfig, ImagesConfig, WorldConfig
 from irdm.data.idx import CLOTHES, DEBIAN
 from irdm.distances import AnyDistance, NystromMMDConfig
 from irdm.encoders import (
@@ -268,6 +268,34 @@ def klein_tiny() -> RunConfig:
     )
 
 
+def world() -> RunConfig:
+    """The captioned world: its four-step teacher, which ships with irdm, to one step. Shapes from captions, no file."""
+    return RunConfig(
+        preset="world",
+        data=WorldConfig(),
+        battery=LocalBatteryConfig(
+            held_in=("pixels", "pca", "bands", "patches", "parts", "tone", "caption"), steps=400
+        ),
+        generator=KleinConfig(model=Path("world"), length=12),
+        distance=NystromMMDConfig(
+            landmarks=1024, kmeans_iterations=5, bandwidths=(0.25, 0.5, 1.0, 2.0), condition_bandwidth=0.5
+        ),
+        controller=ControllerConfig(kind="uniform"),
+        evaluation=EvaluationConfig(
+            rows=2500, table_rows=10_000, manifold_rows=2000, draws=1, resamples=8, quick_rows=512, ladder=0
+        ),
+        rollout=512,
+        micro_batch=128,
+        steps=300,
+        lr=5e-3,
+        warmup=10,
+        final_lr=0.01,
+        ema_decay=0.99,
+        check_every=100,
+        checkpoint_every=50,
+    )
+
+
 PRESETS: dict[str, Callable[[], RunConfig]] = {
     "digits": digits,
     "digits-smoke": digits_smoke,
@@ -276,6 +304,7 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
     "imagenet": imagenet,
     "klein": klein,
     "klein-tiny": klein_tiny,
+    "world": world,
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from irdm.data import Dataset
 from irdm.data.base import Shape
 from irdm.encoders import Battery
 from irdm.fields import UsageError, validate
-from irdm.files import cache_dir, read_manifest, visible, write_manifest
+from irdm.files import cache_dir, hash_of, read_manifest, visible, write_manifest
 from irdm.generate import Drawn
 from irdm.generators import Generator
 from irdm.presets import RunConfig
@@ -173,6 +173,11 @@ class LoadedRun:
                 f"{recorded[:12]}, now {dataset.fingerprint[:12]}. Bring back the data it was trained on."
             )
         return dataset
+
+    def teacher(self, steps: int) -> LoadedRun:
+        """The model that the run began from, in so many steps, in its place. Raises ValueError when there is none."""
+        weights = hash_of([self.generator.built_on, self.config.generator.model_dump(mode="json"), steps])
+        return replace(self, generator=self.generator.teacher(steps), step=0, weights=weights)
 
     def drawn(self, conditions: Conditions, seed: int) -> Drawn:
         """The images that the run draws for conditions."""

@@ -53,6 +53,9 @@ class Eval(Config):
     """Short for --evaluation.micro-batch: images embedded at once."""
     count: Count | None = None
     """Images to draw from a run; unset, --evaluation.draws full draws."""
+    teacher: Count | None = None
+    """Judge in place of a run of klein its teacher in so many steps, from the noise and captions of the run itself; the
+    result is in RUN/teacher-STEPS."""
     prompts: Path | None = None
     """What the images of a folder or an archive were asked for: a file of a line an image, in the order of the images'
     names, or of one line with {class} in it; or a .jsonl, .csv or .json of captions by name, as `irdm sample --format
@@ -90,6 +93,8 @@ def run(given: Eval, command: str) -> int:
         )
     if not is_run and given.count:
         raise UsageError("--count is for a run, whose images are drawn; those of a folder or an archive are all judged")
+    if not is_run and given.teacher:
+        raise UsageError("--teacher is for a run, and draws what its generator began from")
     if is_run and given.prompts:
         raise UsageError(
             f"--prompts is for a folder or an archive; write images with `irdm sample {given.source} --format files "
@@ -98,7 +103,8 @@ def run(given: Eval, command: str) -> int:
     device = resolve_device(given.device)
     ranks = Ranks.start(device)
     say = partial(print, flush=True) if ranks.is_main else silent
-    out = given.out or (_named(given.source, against) if against else given.source)
+    source = given.source / f"teacher-{given.teacher}" if given.teacher else given.source
+    out = given.out or (_named(source, against) if against else source)
     shared: dict[str, Any] = {
         "config": configured(given, against or given.source),
         "names": given.panel or None,
@@ -114,7 +120,7 @@ def run(given: Eval, command: str) -> int:
     elif is_run:
         from irdm.against import evaluate_run
 
-        result = evaluate_run(given.source, against, out, count=given.count, **shared)
+        result = evaluate_run(given.source, against, out, count=given.count, teacher=given.teacher, **shared)
     else:
         result = _judge_source(given, against, out, **shared)
     if result is not None:

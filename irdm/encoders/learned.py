@@ -25,6 +25,7 @@ CODE = 64  # numbers that `Damage` puts out
 CROP = 64  # pixels: larger images are averaged to this for their content, and cut to it to learn damage
 FLAT = 1e-3  # variance, of eight grey levels: flatter images and neighbourhoods are not stretched to unit contrast
 KINDS = 5  # of damage
+TOLD = 64  # numbers that `Caption` puts out
 
 
 class Content(nn.Module):
@@ -54,6 +55,32 @@ class Content(nn.Module):
         x = shrink(images, CROP)
         x = x - x.mean((1, 2, 3), keepdim=True)
         return self.trunk(x * (x.square().mean((1, 2, 3), keepdim=True) + FLAT).rsqrt())
+
+
+class Caption(nn.Module):
+    """What a caption would say: convolutions that learn to tell tau from an image, as CLIP's learn from texts.
+
+    Sees what texts name: for shapes in places, how many there are of which colour, and where.
+    """
+
+    def __init__(self, shape: Shape, outputs: int, width: int):
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels, side, wide = shape[0], min(CROP, max(shape[1:])), 2 * width
+        while side > 4:
+            layers += [nn.Conv2d(channels, wide, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2, ceil_mode=True)]
+            channels, side, wide = wide, (side + 1) // 2, min(2 * wide, 4 * width)
+        layers += [
+            nn.AdaptiveAvgPool2d(4),
+            nn.Flatten(),
+            nn.Linear(16 * channels, 128),
+            nn.GELU(),
+            nn.Linear(128, TOLD),
+        ]
+        self.trunk = nn.Sequential(*layers).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, images: Images) -> Rows:
+        return self.trunk(shrink(images, CROP))
 
 
 class Layout(nn.Module):
@@ -103,6 +130,18 @@ class Classify(nn.Module):
 
     def forward(self, images: Images, labels: Labels) -> Float[Tensor, ""]:
         return F.cross_entropy(self.view(augment(images)), labels, label_smoothing=0.1)
+
+
+class Describe(nn.Module):
+    """tau is a linear function of the view's numbers: the squared error, as a share of tau's variance."""
+
+    def __init__(self, view: nn.Module, tau: Float[Tensor, "m c"]):
+        super().__init__()
+        self.view, self.head = view, nn.Linear(TOLD, tau.shape[1])
+        self.spread = tau.var(0).sum().clamp(min=1e-12)
+
+    def forward(self, images: Images, tau: Float[Tensor, "n c"]) -> Float[Tensor, ""]:
+        return (self.head(self.view(images)) - tau).square().sum(1).mean() / self.spread
 
 
 class Contrast(nn.Module):

@@ -1,6 +1,6 @@
 """Batteries that are fitted on your own images: `local`, `lite` and `lite+local`.
 
-Eleven small encoders by different principles, which need nothing but the images, and two pretrained networks whose
+Twelve small encoders by different principles, which need nothing but the images, and two pretrained networks whose
 weights lie in ordinary packages (irdm.encoders.lite). Fitted on the train split only, seeded, cached by content.
 
 | encoder | principle | numbers |
@@ -16,14 +16,15 @@ weights lie in ordinary packages (irdm.encoders.lite). Fitted on the train split
 | damage | how much noise, blur, pattern was added, as a network tells it | 16 |
 | correlation | correlations of neighbouring pixels and of colours | 32 |
 | layout | a classifier's logits; a perceptron on 16 x 16 pixels | classes - 1, at most 16 |
+| caption | what tells tau, of images with captions or classes; convolutions | 64 |
 | lite0 | means and spreads of maps of EfficientNet-Lite0, ImageNet | 64 |
 | squeezenet | means and spreads of maps of SqueezeNet 1.1, ImageNet | 64 |
 
-Of the eleven the first eight train and the others judge, `parts` and `gram` only where they are asked for; lite0 trains
-and squeezenet judges. A defect that an eye sees has a witness on both sides, and the two fail differently: bands,
-patches and parts (fixed filters) beside damage (learned) and correlation (ratios of energies, as gram's are: where that
-trains, damage is the independent one); content (local, without brightness and contrast), pixels, pca and tone beside
-layout (global, with them).
+Of the twelve the first eight and `caption` train and the others judge, `parts`, `gram` and `caption` only where they
+are asked for; lite0 trains and squeezenet judges. A defect that an eye sees has a witness on both sides, and the two
+fail differently: bands, patches and parts (fixed filters) beside damage (learned) and correlation (ratios of energies,
+as gram's are: where that trains, damage is the independent one); content (local, without brightness and contrast),
+pixels, pca and tone beside layout (global, with them).
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from irdm.config import Config
 from irdm.data.base import Dataset, Shape, Split
 from irdm.encoders.base import Battery, Encoder
 from irdm.encoders.fixed import Bands, Correlation, Gram, Parts, Patches, Pixels, Tone, Whitened
-from irdm.encoders.learned import Assess, Classify, Content, Contrast, Damage, Layout
+from irdm.encoders.learned import Assess, Caption, Classify, Content, Contrast, Damage, Describe, Layout
 from irdm.encoders.lite import Pretrained, require_shipped
 from irdm.files import clear_partial, hash_of, hash_tensors, read_tensors, write_tensors
 from irdm.progress import Meter, Say, silent
@@ -68,6 +69,7 @@ ENCODERS: dict[str, tuple[Maker, int | None]] = {  # a view, and the numbers it 
     "damage": (lambda shape, outputs, width: Damage(shape, width), 16),
     "correlation": (lambda shape, outputs, width: Correlation(shape[0]), 32),
     "layout": (Layout, 16),
+    "caption": (Caption, 64),
     "lite0": (lambda shape, outputs, width: Pretrained("lite0", shape[0]), 64),
     "squeezenet": (lambda shape, outputs, width: Pretrained("squeezenet", shape[0]), 64),
 }
@@ -130,12 +132,16 @@ class FittedBatteryConfig(Config):
         if path and path.exists() and (battery := self._read(path, key, train.image_shape, say)):
             return battery
         require_shipped(self.names)
-        images, labels = self._sample(train)
+        if "caption" in self.names and train.conditions.tau is None:
+            raise ValueError(
+                f"{dataset.name} has neither captions nor classes, which the encoder 'caption' learns to tell."
+            )
+        images, labels, tau = self._sample(train)
         classes = len(labels.unique())
         encoders = {}
         for name in self.names:
             began = time.monotonic()
-            encoders[name] = self._fit(name, images, labels, classes, say)
+            encoders[name] = self._fit(name, images, labels, tau, classes, say)
             say(f"fitted the encoder '{name}' on {len(images)} images in {time.monotonic() - began:.1f} s")
         battery = Battery(encoders, self.held_in, self.held_out)
         if path:
@@ -170,14 +176,15 @@ class FittedBatteryConfig(Config):
                 encoders[name] = _encoder(name, _network(name, image_shape, self.width, *sizes[name]), image_shape)
         return Battery(encoders, self.held_in, self.held_out)
 
-    def _sample(self, train: Split) -> tuple[Images, Labels]:
-        """The images that are fitted on, and the class of each, counted from 0; 0 where there are none."""
+    def _sample(self, train: Split) -> tuple[Images, Labels, Tensor | None]:
+        """The images that are fitted on, the class of each, counted from 0 (0 where there are none), and their tau."""
         rows, strata = torch.arange(len(train)), train.conditions.strata
         most = min(self.images, max(2, NUMBERS // math.prod(train.image_shape)))
         if len(train) > most:
             rows = draw(train.conditions, most, "local battery", self.seed).sort().values
         labels = torch.zeros_like(rows) if strata is None else strata.cpu()[rows].unique(return_inverse=True)[1]
-        return train.read(rows), labels
+        tau = train.conditions[rows].tau
+        return train.read(rows), labels, None if tau is None else tau[0 : len(rows)]
 
     def _read(self, path: Path, key: str, image_shape: Shape, say: Say) -> Battery | None:
         """The battery in a file of the cache, or None, said, when it is damaged."""
@@ -192,7 +199,7 @@ class FittedBatteryConfig(Config):
         say(f"read {len(battery.encoders)} encoders from {path}")
         return battery
 
-    def _fit(self, name: str, images: Images, labels: Labels, classes: int, say: Say) -> Encoder:
+    def _fit(self, name: str, images: Images, labels: Labels, tau: Tensor | None, classes: int, say: Say) -> Encoder:
         """One encoder, whatever the others are. Leaves the global seed alone."""
         shape = (images.shape[1], images.shape[2], images.shape[3])
         with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -205,6 +212,9 @@ class FittedBatteryConfig(Config):
                 view.load()
             elif isinstance(view, Damage):
                 self._teach(name, Assess(view), images, labels, classes, say)
+            elif isinstance(view, Caption):
+                assert tau is not None
+                self._teach(name, Describe(view, tau), images, tau, tau.shape[1], say)
             elif isinstance(view, Content | Layout):
                 self._teach(name, Classify(view) if classes > 1 else Contrast(view), images, labels, classes, say)
             if isinstance(network, Whitened):
@@ -215,7 +225,7 @@ class FittedBatteryConfig(Config):
                 network.fit(torch.cat(rows))
         return _encoder(name, network, shape)
 
-    def _teach(self, name: str, lesson: nn.Module, images: Images, labels: Labels, classes: int, say: Say) -> None:
+    def _teach(self, name: str, lesson: nn.Module, images: Images, labels: Tensor, classes: int, say: Say) -> None:
         """AdamW over shuffled batches, one learning-rate cycle; of larger images fewer at once, so it takes as long."""
         steps = self.steps * (2 if classes > 10 else 1)
         batch = min(128, max(32, 128 * 1024 // math.prod(images.shape[2:])))

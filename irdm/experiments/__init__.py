@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from irdm.experiments import batch, battery, controller, distance, estimator, gaming, joint, peers, spiral
+from irdm.experiments import batch, battery, controller, distance, estimator, gaming, joint, peers, spiral, world
 from irdm.experiments.base import Study
 from irdm.experiments.page import record
 from irdm.experiments.runner import run_study
@@ -10,7 +10,10 @@ from irdm.experiments.runner import run_study
 EXPERIMENTS: dict[str, Study] = {
     study.name: study
     for study in (
-        *(module.STUDY for module in (spiral, batch, battery, distance, gaming, controller, estimator, joint, peers)),
+        *(
+            module.STUDY
+            for module in (spiral, batch, battery, distance, gaming, controller, estimator, joint, peers, world)
+        ),
         *(module.ON_FASHION for module in (batch, battery, distance, gaming, controller, peers)),
     )
 }

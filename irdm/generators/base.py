@@ -68,6 +68,10 @@ class Generator(nn.Module):
         """
         return self, conditions.inputs()
 
+    def teacher(self, steps: int) -> Generator:
+        """The model that it began from, drawing in so many steps. Raises ValueError when there is none."""
+        raise ValueError("This generator began from no model that draws in steps; klein does.")
+
     def buffer_versions(self) -> dict[str, int]:
         """How often each buffer was written to."""
         return {name: buffer._version for name, buffer in self.named_buffers()}

@@ -26,6 +26,7 @@ from irdm.generators.klein_weights import load_student
 from irdm.generators.pmf import to_unit_range
 from irdm.generators.weights import check_file
 from irdm.text.contexts import DTYPES, ContextEncoder, ContextStore
+from irdm.world import read
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -103,6 +104,7 @@ class Klein(Generator):
     def __init__(self, config: KleinConfig, folder: KleinFolder, image_shape: tuple[int, int, int]):
         super().__init__()
         self.noise_shape, self.max_cut = folder.noise_shape(image_shape), config.max_cut
+        self.image_shape = image_shape
         self.folder, self.lora_rank, self.dtype = folder, config.lora_rank, DTYPES[config.precision]
         self.texts = Contexts(ContextEncoder(folder.path, config.length, self.dtype), config.contexts)
         if config.weights and not torch.empty(0).is_meta:  # before what takes a while
@@ -168,6 +170,18 @@ class Klein(Generator):
         """VAE, text encoder and, below adapters, the transformer."""
         return {part: found for part, found in self.folder.hashes.items() if part != "transformer" or self.lora_rank}
 
+    def teacher(self, steps: int) -> Generator:
+        """Klein as the folder has it, by diffusers' sampler."""
+        from irdm.generators.klein_teacher import Stepwise, Teacher
+
+        precision = str(self.dtype).removeprefix("torch.")
+        teacher = Teacher(
+            self.folder.path, self.image_shape, length=self.texts.length, steps=steps, precision=precision,
+            device=str(next(self.vae.parameters()).device),
+        )  # fmt: skip
+        teacher.texts = self.texts  # one text encoder, and each text read once
+        return Stepwise(teacher, self.noise_shape)
+
     def divisible(self) -> list[nn.Module]:
         """Block by block, then the transformer."""
         net = self.transformer
@@ -176,9 +190,13 @@ class Klein(Generator):
     def look_at(self, conditions: Conditions) -> list[str]:
         """How many captions are cut.
 
-        Raises ValueError when they are too many or, of those to be trained on, some are not in the store of contexts.
+        Raises ValueError when they are too many, when a teacher of the captioned world cannot read one or, of those to
+        be trained on, some are not in the store of contexts.
         """
         captions = conditions.captions()
+        if self.folder.is_world:
+            for caption in dict.fromkeys(captions):
+                read(caption)
         if self.training:  # a trained network reads a text that somebody types on the fly
             self.texts.check(captions)
         said = self.texts.encoder.check_cut(captions, self.max_cut)

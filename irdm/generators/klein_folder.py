@@ -74,6 +74,11 @@ class KleinFolder:
     """A file whose transformer stands in place of the folder's."""
 
     @property
+    def is_world(self) -> bool:
+        """Whether it is a teacher of the captioned world, which knows the words of that alone."""
+        return (self.path / CARD).is_file()
+
+    @property
     def pixels(self) -> int:
         """Along a side of a token."""
         return PATCH * 2 ** (len(self.vae["block_out_channels"]) - 1)
@@ -142,10 +147,10 @@ def require() -> None:
 
 
 def open_folder(model: Path, base: Path | None = None) -> KleinFolder:
-    """The folder of klein, or of the tiny one for the name `tiny`; `base`, a file with another transformer.
+    """The folder of klein, or of one of the names `tiny` and `world`; `base`, a file with another transformer.
 
-    Raises ValueError when there is none, it is of another model or of the base model, a part is missing, or the parts
-    do not fit each other.
+    Raises ValueError when there is none, it is of another model, of the base model or of another world, a part is
+    missing, or the parts do not fit each other.
     """
     require()
     if base is not None:
@@ -176,7 +181,7 @@ def open_folder(model: Path, base: Path | None = None) -> KleinFolder:
                 f"The parts of {path} are of different models: the transformer takes {wanted} {what}, and gets {found}."
                 f" {FETCH}"
             )
-    if (path / CARD).is_file() and (found := _json(path / CARD).get("world")) != signature():
+    if folder.is_world and (found := _json(path / CARD).get("world")) != signature():
         raise ValueError(
             f"{path} is the teacher of another world: it learned {found}, this is {signature()}, with other shapes, "
             "captions or ones held out. Train one of this world: irdm train world-teacher."

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
 from torch import Tensor
 
+from irdm.conditions import to_texts
+from irdm.generators.base import Generator
 from irdm.generators.klein import Contexts
 from irdm.generators.klein_folder import open_folder
 from irdm.text.contexts import DTYPES, ContextEncoder
@@ -44,20 +46,39 @@ class Teacher:
         """Loaded when an image is first drawn."""
         return load_pipeline(self.folder.path, self.dtype, text_encoder=None, tokenizer=None).to(self.device)
 
+    def from_noise(self, captions: Sequence[str], noise: Float32[Tensor, "n k r q"]) -> Float32[Tensor, "n 3 h w"]:
+        """Images that the given noise decides, such as a student's; on the CPU."""
+        return self._drawn(captions, latents=noise.to(self.device))
+
     def __call__(self, captions: Sequence[str], seeds: Sequence[int]) -> Float32[Tensor, "n 3 h w"]:
         """As many images as captions, on the CPU. Raises ValueError unless there is a seed for each."""
         if len(captions) != len(seeds):
             raise ValueError(f"Got {len(captions)} captions and {len(seeds)} seeds; expected a seed for each.")
+        return self._drawn(captions, generator=[torch.Generator(self.noise_device).manual_seed(seed) for seed in seeds])
+
+    def _drawn(self, captions: Sequence[str], **start: Any) -> Float32[Tensor, "n 3 h w"]:
         images = self.pipeline(
             prompt_embeds=self.texts(captions, self.device),
             height=self.size[0],
             width=self.size[1],
             num_inference_steps=self.steps,
             guidance_scale=1.0,
-            generator=[torch.Generator(self.noise_device).manual_seed(seed) for seed in seeds],
             output_type="pt",
+            **start,
         ).images
         return images.float().cpu()
+
+
+class Stepwise(Generator):
+    """A teacher as a generator: `forward(noise [n, k, r, q], captions [n, b]) -> images [n, 3, h, w]` in [0, 1]."""
+
+    def __init__(self, teacher: Teacher, noise_shape: tuple[int, ...]):
+        super().__init__()
+        self.steps_of, self.noise_shape = teacher, noise_shape
+
+    def forward(self, noise: Float32[Tensor, "n k r q"], captions: UInt8[Tensor, "n b"]) -> Float32[Tensor, "n 3 h w"]:
+        """`steps` evaluations of the transformer; all randomness is in the noise."""
+        return self.steps_of.from_noise(to_texts(captions), noise)
 
 
 def load_pipeline(path: Path, dtype: torch.dtype, **parts: Any) -> Any:

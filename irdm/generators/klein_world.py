@@ -7,7 +7,7 @@ exact judge reads what the transformer drew. A token is 2x2 pixels.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -69,8 +69,9 @@ def reader_config(words: int, layers: int = LAYERS) -> Qwen3Config:
 
 def world_tokenizer() -> Qwen2Tokenizer:
     """A token a word or phrase of the world; other text is read byte by byte. A caption is given as it is."""
-    from tokenizers import AddedToken, pre_tokenizers
+    from tokenizers import pre_tokenizers
     from transformers import Qwen2Tokenizer
+    from transformers.tokenization_utils_base import AddedToken
 
     symbols = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *SPECIAL]
     tokenizer = Qwen2Tokenizer(
@@ -107,12 +108,13 @@ def identity_vae() -> AutoencoderKLFlux2:
     )
     for weights in vae.parameters():
         weights.zero_()
-    for part in (vae.encoder, vae.decoder):
+    parts: Any = (vae.encoder, vae.decoder)
+    for part in parts:
         into, norm, out = part.conv_in, part.conv_norm_out, part.conv_out
         for channel in range(3):
             for place, sign in ((channel, 1.0), (channel + 3, -1.0)):
                 into.weight[place, channel, 1, 1] = out.weight[channel, place, 1, 1] = sign
         into.bias[6:] = torch.tensor([LARGE, -LARGE])
         norm.weight.fill_(LARGE / 2)  # the spread of the eight channels
-    vae.encoder.conv_out.bias[3:] = -30.0  # logarithms of variances: latents are not drawn, but known
+    parts[0].conv_out.bias[3:] = -30.0  # logarithms of variances: latents are not drawn, but known
     return vae.eval()

@@ -17,7 +17,7 @@ from irdm.world.language import CHOICES, LONGEST, choices, sentences
 if TYPE_CHECKING:
     from diffusers import Flux2KleinPipeline
 
-SENTENCES, BATCH, LR = 20_000, 192, 3e-3
+SENTENCES, FRESH, BATCH, LR = 20_000, 1000, 192, 3e-3
 
 
 def teach_to_read(pipeline: Flux2KleinPipeline, steps: int, seed: int, say: Say) -> float:
@@ -29,7 +29,8 @@ def teach_to_read(pipeline: Flux2KleinPipeline, steps: int, seed: int, say: Say)
     from transformers import Qwen3ForCausalLM
 
     began, tokenizer = time.process_time(), pipeline.tokenizer
-    texts = sentences(SENTENCES + 1000, seed)
+    count = min(SENTENCES, steps * BATCH)
+    texts = sentences(count + FRESH, seed)
     wanted = choices(texts)
     read = tokenizer(texts, return_tensors="pt", padding="max_length", truncation=True, max_length=LONGEST)
     words, mask = read["input_ids"], read["attention_mask"]
@@ -44,7 +45,7 @@ def teach_to_read(pipeline: Flux2KleinPipeline, steps: int, seed: int, say: Say)
 
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = LR * min(1.0, (step + 1) / 20) * (1 - step / steps)
-        rows = torch.randint(SENTENCES, (BATCH,), generator=draw)
+        rows = torch.randint(count, (BATCH,), generator=draw)
         guesses = head(states(rows)[:, -1]).split(CHOICES, 1)
         loss = torch.stack([F.cross_entropy(guess, wanted[rows, k]) for k, guess in enumerate(guesses)]).sum()
         optimizer.zero_grad()
@@ -52,9 +53,9 @@ def teach_to_read(pipeline: Flux2KleinPipeline, steps: int, seed: int, say: Say)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
     with torch.no_grad():
-        seen = states(torch.arange(SENTENCES, len(texts)))
+        seen = states(torch.arange(count, len(texts)))
         guessed = torch.stack([guess.argmax(1) for guess in head(seen[:, -1]).split(CHOICES, 1)], 1)
-        right = (guessed == wanted[SENTENCES:]).all(1).float().mean().item()
+        right = (guessed == wanted[count:]).all(1).float().mean().item()
         _rescale(network, seen.square().mean().sqrt().item())
         whole = pipeline.text_encoder
         for layer in whole.model.layers:
@@ -62,7 +63,8 @@ def teach_to_read(pipeline: Flux2KleinPipeline, steps: int, seed: int, say: Say)
             layer.mlp.down_proj.weight.zero_()
         kept = {name: tensor for name, tensor in network.state_dict().items() if f"layers.{READING}." not in name}
         whole.load_state_dict(kept, strict=False)
-    say(f"text encoder: {steps} steps, {right:.1%} of 1000 fresh sentences right, {time.process_time() - began:.0f} s")
+    spent = time.process_time() - began
+    say(f"text encoder: {steps} steps, {right:.1%} of {FRESH} fresh sentences right, {spent:.0f} s")
     return right
 
 

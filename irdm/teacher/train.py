@@ -66,7 +66,7 @@ def train_teacher(config: TeacherConfig, out: Path, say: Say = print) -> dict[st
             card = flow.train(out, say, interrupted)
         with replaced_folder(out / "klein") as folder:
             flow.write(folder)
-        card |= judged_teacher(out / "klein", config, say)
+        card["judged"] = judged_teacher(out / "klein", config.judged, say)
         for place in (out / "klein" / CARD, out / "result.json"):
             write_manifest(place, {"world": signature(), "teacher": config.model_dump(), **card})
     return card
@@ -105,7 +105,7 @@ class Flow:
         self.config, self.start = config, start
         folder = open_folder(start)
         self.net = folder.load_transformer(torch.float32)
-        bn = folder.load_vae(torch.float32).bn
+        bn: Any = folder.load_vae(torch.float32).bn
         self.mean = bn.running_mean[:, None, None]
         self.std = (bn.running_var + bn.eps).sqrt()[:, None, None]
         self.rows, self.columns = folder.noise_shape((3, 16, 16))[1:]

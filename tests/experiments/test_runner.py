@@ -15,6 +15,7 @@ from irdm.experiments.base import Claim, Study, Values
 from irdm.experiments.page import record, write_page
 
 NOT_RECORDED = {
+    "world",
     "battery",
     *(f"{name}-fashion" for name in ("batch", "battery", "distance", "gaming", "controller", "peers")),
 }
