@@ -172,7 +172,8 @@ def evaluate_run(
         shown |= closest_pairs(result.scores, table, real)
         write_samples(target / "samples.npz", shown)
         try:
-            write_program(target / FILE, loaded.generator, loaded.spec)
+            if not teacher:
+                write_program(target / FILE, loaded.generator, loaded.spec)
         except Unwritable as error:
             (progress or silent)(f"the report cannot draw pictures of its own: {error}")
         pictures = torch.from_numpy(shown["generated"]).float() / 255
