@@ -170,7 +170,7 @@ class _Table:
 
     def __init__(self, file: IO[bytes], rows: int, first: Tensor):
         """`first` are some rows, as all will be."""
-        self._file, self.columns = Digested(file), first.shape[1]
+        self._file = Digested(file)
         kind, size = ("U8", 1) if first.dtype == torch.uint8 else ("F32", 4)
         head = (ROWS, kind, [rows, *first.shape[1:]], size * rows * first[0].numel())
         self._file.write(safetensors_header([head]))
@@ -190,17 +190,19 @@ def _write_shard(
 ) -> None:
     """The shard of these images of the split, from its blocks in their order."""
     tables: dict[str, _Table] = {}
+    dims: dict[str, int] = {}
     with sealed_folder(folder, {"of": address, "rows": len(rows)}) as (partial, record), ExitStack() as files:
         for done in blocks:
             made = {features_file(name): features for name, features in done.features.items()}
             if done.thumbnails is not None:
                 made[THUMBNAILS_FILE] = done.thumbnails
+            dims = {name: features.shape[1] for name, features in done.features.items()}
             for name, block in made.items():
                 if name not in tables:
                     tables[name] = _Table(files.enter_context(replaced(partial / name)), len(rows), block)
                 tables[name].append(block)
-            count(done, len(block))
-        record["dims"] = {name: tables[features_file(name)].columns for name in done.features}
+            count(done, len(next(iter(done.features.values()))))
+        record["dims"] = dims
         record["files"] = {name: table.entry() for name, table in tables.items()}
         about = {"index": rows.clone(), **state_of(split.conditions[rows])}
         record["files"][ROWS_FILE] = write_tensors(partial / ROWS_FILE, about)
