@@ -16,6 +16,7 @@ from test_layers import LAYERS
 
 import irdm
 from irdm.cli import COMMANDS, main
+from irdm.commands.train import TEACHER
 from irdm.fields import UsageError
 from irdm.metrics import METRICS, EvaluationConfig, Real
 from irdm.overrides import override, parse, split_options
@@ -55,7 +56,9 @@ def understand(words: list[str]) -> None:
         assert main(words) == 0
         return
     given = parse(command.options, tokens)
-    if name in ("train", "check") and given.preset != "PRESET":
+    if name == "train" and given.preset == TEACHER:
+        assert main([*words, "--dry-run"]) == 0
+    elif name in ("train", "check") and given.preset != "PRESET":
         from irdm.commands.train import configured
 
         if given.config:  # of a run that is not here
