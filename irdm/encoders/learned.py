@@ -4,7 +4,7 @@ A view maps images [n, c, h, w] in [0, 1], at least 4 x 4 pixels, to n rows, dif
 Views pool by averaging and never stride: strided convolutions are the first thing a generator learns to game. A lesson
 holds the view and whatever is thrown away later, and returns the loss for some images and their labels.
 
-Letters: n rows, c channels, h height, w width, d feature numbers.
+Letters: n rows, c channels, h height, w width, d feature numbers, t numbers of tau.
 """
 
 from __future__ import annotations
@@ -135,12 +135,12 @@ class Classify(nn.Module):
 class Describe(nn.Module):
     """tau is a linear function of the view's numbers: the squared error, as a share of tau's variance."""
 
-    def __init__(self, view: nn.Module, tau: Float[Tensor, "m c"]):
+    def __init__(self, view: nn.Module, tau: Float[Tensor, "m t"]):
         super().__init__()
         self.view, self.head = view, nn.Linear(TOLD, tau.shape[1])
         self.spread = tau.var(0).sum().clamp(min=1e-12)
 
-    def forward(self, images: Images, tau: Float[Tensor, "n c"]) -> Float[Tensor, ""]:
+    def forward(self, images: Images, tau: Float[Tensor, "n t"]) -> Float[Tensor, ""]:
         return (self.head(self.view(images)) - tau).square().sum(1).mean() / self.spread
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from irdm.conditions import Classes, Unconditional
-from irdm.data import DigitsConfig, SpiralConfig
+from irdm.data import DigitsConfig, SpiralConfig, WorldConfig
 from irdm.data.base import Dataset, SplitConfig, TensorSplit, split_dataset
 from irdm.encoders import LocalBatteryConfig
 from irdm.files import hash_of, hash_tensors, read_tensors, write_tensors
@@ -278,3 +278,24 @@ def test_large_seeds_are_seeds(digits, seed):
 def test_unknown_encoder_is_refused():
     with pytest.raises(ValueError, match="no local encoder \\['sift'\\]"):
         LocalBatteryConfig(held_in=("sift",))
+
+
+def test_the_encoder_of_captions_tells_what_they_say():
+    captioned = WorldConfig(rows=1200).build()
+    config = LocalBatteryConfig(held_in=("caption",), held_out=(), steps=150, width=8)
+    encode = config.fit(captioned).encoders["caption"]
+    sides = []
+    for split in (captioned.train, captioned.val):
+        rows = torch.arange(len(split))
+        features, tau = encode(split.read(rows)), split.conditions.tau[0 : len(split)]
+        sides.append((torch.cat([features, torch.ones(len(features), 1)], 1), tau))
+    (seen, told), (fresh, wanted) = sides
+    linear = torch.linalg.solve(seen.T @ seen + 10 * torch.eye(seen.shape[1]), seen.T @ told)
+    left = (fresh @ linear - wanted).square().sum() / (wanted - told.mean(0)).square().sum()
+    assert left < 0.8  # 1 would be no better than the mean
+
+
+def test_the_encoder_of_captions_needs_some(digits):
+    unlabelled = split_dataset("plain", digits.train.images[:160], Unconditional(160), SplitConfig())
+    with pytest.raises(ValueError, match="neither captions nor classes"):
+        LocalBatteryConfig(held_in=("caption",), held_out=()).fit(unlabelled)
