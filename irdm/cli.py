@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from irdm import __version__
 from irdm.commands import COMMANDS
-from irdm.errors import explained, fail, rank
+from irdm.errors import explained, fail, leave, rank
 from irdm.fields import UsageError, nearest
 from irdm.overrides import parse, split_options
 
@@ -83,4 +83,4 @@ def _help(name: str, command: Command, words: list[str], options: dict[str, list
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import sys
 import time
 from collections.abc import Sequence
+from typing import NoReturn
 
 from pydantic import ValidationError
 
@@ -54,3 +56,16 @@ def fail(message: object, code: int, wait: bool = False) -> int:
         time.sleep(GRACE)
     print(f"irdm: error: {message}", file=sys.stderr)
     return code
+
+
+def leave(code: int) -> NoReturn:
+    """End; one of several processes without the clearing of its memory, where a thread of gloo aborts what it meets.
+
+    Divided weights keep their group, and with it such threads, to the very end.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        sys.exit(code)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,5 +1,6 @@
 """What ranks tell each other, without any."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -77,3 +78,23 @@ def test_no_thread_of_gloo_is_left_when_a_rank_ends(tmp_path):
     done = subprocess.run([*torchrun, str(script)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("before True") == 2 and done.stdout.count("at the end 0 threads") == 2, done.stdout
+
+
+ENDS = """
+import atexit
+from irdm.errors import leave
+class Cleared:
+    def __del__(self):
+        print("cleared")
+kept = Cleared()
+atexit.register(print, "registered")
+print("done", end="")
+leave(3)
+"""
+
+
+def test_a_rank_leaves_with_its_code_and_words_before_memory_is_cleared():
+    for size, cleared in (("2", ""), ("1", "cleared\n")):
+        told = {**os.environ, "WORLD_SIZE": size}
+        done = subprocess.run([sys.executable, "-c", ENDS], capture_output=True, text=True, env=told)
+        assert (done.returncode, done.stdout) == (3, f"doneregistered\n{cleared}"), done.stderr

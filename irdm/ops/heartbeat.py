@@ -33,6 +33,7 @@ class Heartbeat:
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False)
         self._store, self._rank, self._size = dist.PrefixStore(name, store), rank, size
+        self._serves = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # torchrun does, mostly
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -50,8 +51,8 @@ class Heartbeat:
             self._store.set(f"left/{self._rank}", "")
         except RuntimeError:
             return  # the store is gone, and with it whoever could read this
-        if (failed or lost) and not self._rank:
-            time.sleep(5 * BEAT)  # the others may ask the store, which this one may serve
+        if (failed or lost) and self._serves:
+            time.sleep(5 * BEAT)  # the others may ask the store
 
     def lost(self) -> str | None:
         """Which rank is gone and what is known of it: asked by one that could not reach the others."""
