@@ -21,7 +21,7 @@ from irdm.metrics.score import Estimate, Score
 from irdm.metrics.tables import Real, Table
 from irdm.ops.gaussian import Moments
 from irdm.ops.rows import Rows, row_blocks
-from irdm.ops.sliced import quantile_means, unit_directions
+from irdm.ops.sliced import quantile_means, sorted_rows, unit_directions
 
 COARSE = 512  # directions that measure the spread over rows; the score itself uses all
 COLUMNS = 128  # directions at once: memory, not results
@@ -46,7 +46,7 @@ class SlicedTarget:
         """Project and sort the real rows. Raises ValueError naming the encoder `name` when they are all the same."""
         center = rows.mean(0)
         unit = unit_directions(rows.shape[1], directions, seed).to(rows)
-        projections = (unit.T @ (rows - center).T).sort(dim=1).values
+        projections = sorted_rows(unit.T @ (rows - center).T)
         if torch.equal(projections[:, 0], projections[:, -1]):
             raise ValueError(f"Encoder '{name}' gives every real image the same features; take it out or refit it.")
         return cls(center, unit, projections)
@@ -60,7 +60,7 @@ class SlicedTarget:
         """SW_2 = sqrt of the mean over directions of the squared W_2."""
         rows = rows.to(self.center) - self.center
         squares = [
-            _squared((unit.T @ rows.T).sort(dim=1).values, *quantile_means(real, len(rows)))
+            _squared(sorted_rows(unit.T @ rows.T), *quantile_means(real, len(rows)))
             for unit, real in self._columns(self.directions.shape[1])
         ]
         return math.sqrt(torch.cat(squares).mean().item())

@@ -5,6 +5,7 @@ Dimension letters: n, m rows of the two samples; d features; p directions.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -26,6 +27,13 @@ def unit_directions(dim: int, count: int, seed: int, dtype: torch.dtype = torch.
     widths = [min(_COLUMNS, count - start) for start in range(0, count, _COLUMNS)]
     columns = torch.cat([torch.randn(dim, width, generator=generator) for width in widths], dim=1).to(dtype)
     return columns / columns.norm(dim=0, keepdim=True)
+
+
+def sorted_rows(rows: Float[Tensor, "p n"]) -> Float[Tensor, "p n"]:
+    """Each row sorted upwards; without a gradient NumPy does it on a CPU, in a quarter of the time."""
+    if rows.device.type == "cpu" and not rows.requires_grad:
+        return torch.from_numpy(np.sort(rows.numpy(), axis=1))
+    return rows.sort(dim=1).values
 
 
 def wasserstein2_squared_sorted(a_sorted: Float[Tensor, "n p"], b_sorted: Float[Tensor, "m p"]) -> Float[Tensor, " p"]:
@@ -102,4 +110,4 @@ def projected_squares(
         )
     directions = directions.to(x)
     projected_x, projected_y = x @ directions, y.to(x) @ directions
-    return wasserstein2_squared_sorted(projected_x.sort(dim=0).values, projected_y.sort(dim=0).values)
+    return wasserstein2_squared_sorted(sorted_rows(projected_x.T).T, sorted_rows(projected_y.T).T)
