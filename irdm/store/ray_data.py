@@ -27,10 +27,7 @@ from irdm.data.base import Split
 from irdm.store.engine import Embedded, Engine, embed_block, read_block
 
 RETRIES = 4  # of a block whose worker died, and restarts of a worker
-TENSORS, NOTES = (
-    "tensors",
-    "notes",
-)  # columns of the tables that travel: safetensors, and {"seconds"} or {"error"} as JSON
+TENSORS, NOTES = "tensors", "notes"  # columns of the tables that travel: safetensors; seconds or an error as JSON
 
 
 def on_ray(address: str | None = None, workers: int | None = None) -> Engine:
