@@ -120,6 +120,7 @@ def placed(ranks, model: Path) -> dict[str, Any]:
     from irdm.build import place_generator
     from irdm.conditions import PromptSpec
     from irdm.generators import KleinConfig
+    from irdm.ops.shards import own
     from irdm.presets import PRESETS
 
     config = PRESETS["klein-tiny"]().model_copy(update={"generator": KleinConfig(model=model), "shard": True})
@@ -131,9 +132,12 @@ def placed(ranks, model: Path) -> dict[str, Any]:
         config, SHAPE, PromptSpec(embedder="none", width=4), ranks.device, ranks, restored=False
     )
     ranks.in_turn = place
-    numbers = [moments[0], *(each - start for each, start in zip(resident(), before, strict=True))]
+    parameters = list(generator.transformer.parameters())
+    held = sum(own(parameter).nbytes for parameter in parameters)
+    most = resident()[1] - before[1]  # what is held now is counted: the allocator may keep what was freed
+    numbers = [moments[0], held, most]
     found = together(ranks, torch.tensor([numbers], dtype=torch.float64))
-    whole = sum(parameter.numel() for parameter in generator.transformer.parameters()) * 4
+    whole = sum(parameter.numel() for parameter in parameters) * 4
     return {"began": found[:, 0].tolist(), "now": found[:, 1].tolist(), "most": found[:, 2].tolist(), "whole": whole}
 
 
