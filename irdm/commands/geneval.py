@@ -50,7 +50,7 @@ class Render(Config):
     """Steps of the teacher's sampler; unset, 4."""
     size: Annotated[int | None, Field(ge=16, le=4096)] = None
     """Height and width of the teacher's images; unset, 512."""
-    length: Annotated[int | None, Field(ge=16, le=512)] = None
+    length: Annotated[int | None, Field(ge=8, le=512)] = None
     """Tokens of text that the teacher is given; unset, 48."""
     precision: Literal["float32", "bfloat16"] | None = None
     """Arithmetic of the teacher; unset, bfloat16."""

@@ -43,7 +43,7 @@ class Render(Config):
     """Weights of CLIP ViT-L-14 of OpenAI, which tells geneval colours; unset, the cache of open_clip."""
     size: int = Field(default=512, ge=16, le=4096)
     """Height and width in pixels."""
-    length: int = Field(default=48, ge=16, le=512)
+    length: int = Field(default=48, ge=8, le=512)
     """Tokens of text, as --generator.length of the training."""
     steps: int = Field(default=4, ge=1, le=1000)
     """Steps of the sampler."""

@@ -74,11 +74,11 @@ class Stepwise(Generator):
 
     def __init__(self, teacher: Teacher, noise_shape: tuple[int, ...]):
         super().__init__()
-        self.steps_of, self.noise_shape = teacher, noise_shape
+        self.sampler, self.noise_shape = teacher, noise_shape
 
     def forward(self, noise: Float32[Tensor, "n k r q"], captions: UInt8[Tensor, "n b"]) -> Float32[Tensor, "n 3 h w"]:
         """`steps` evaluations of the transformer; all randomness is in the noise."""
-        return self.steps_of.from_noise(to_texts(captions), noise)
+        return self.sampler.from_noise(to_texts(captions), noise)
 
 
 def load_pipeline(path: Path, dtype: torch.dtype, **parts: Any) -> Any:

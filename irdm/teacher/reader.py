@@ -62,7 +62,7 @@ def teach_to_read(pipeline: Flux2KleinPipeline, steps: int, seed: int, say: Say)
             layer.self_attn.o_proj.weight.zero_()
             layer.mlp.down_proj.weight.zero_()
         kept = {name: tensor for name, tensor in network.state_dict().items() if f"layers.{READING}." not in name}
-        whole.load_state_dict(kept, strict=False)
+        whole.load_state_dict({**whole.state_dict(), **kept})
     spent = time.process_time() - began
     say(f"text encoder: {steps} steps, {right:.1%} of {FRESH} fresh sentences right, {spent:.0f} s")
     return right

@@ -122,7 +122,10 @@ class Flow:
         config, trained = self.config, dict(self.net.named_parameters())
         optimizer = torch.optim.AdamW(trained.values(), config.lr, BETAS, weight_decay=config.weight_decay)
         ema = EMA(trained, config.ema_decay)
-        step, seconds, cores, resumed = 0, 0.0, 0.0, load_latest(out / "checkpoints")[0]
+        step, seconds, cores = 0, 0.0, 0.0
+        resumed, refused = load_latest(out / "checkpoints")
+        for problem in refused:
+            say(f"warning: {problem} Using the one before.")
         if resumed is not None:
             restore(trained, resumed.tensors["generator"], out)
             ema.load_state_dict(resumed.tensors["ema"])
