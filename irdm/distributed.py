@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from irdm.ops.heartbeat import MEND, Heartbeat
+from irdm.ops.rows import share_of
 from irdm.ops.shards import divide, is_divided, mesh_of, whole
 
 BUCKET = 2**26  # numbers of gradients in one message
@@ -84,7 +84,7 @@ class Ranks:
 
     def share(self, n: int) -> slice:
         """This rank's contiguous part of n rows; sizes differ by at most one and none is dropped or repeated."""
-        return slice(self.rank * n // self.size, (self.rank + 1) * n // self.size)
+        return share_of(n, self.part)
 
     @property
     def part(self) -> tuple[int, int]:
@@ -95,8 +95,8 @@ class Ranks:
         """The n rows of all ranks in order, detached, of which each gives its `share(n)`: [n_rank, d] -> [n, d]."""
         if self.size == 1:
             return rows.detach()
-        cuts = [rank * n // self.size for rank in range(self.size + 1)]
-        sizes = [stop - start for start, stop in pairwise(cuts)]
+        shares = [share_of(n, (rank, self.size)) for rank in range(self.size)]
+        sizes = [share.stop - share.start for share in shares]
         padded = rows.new_zeros((max(sizes), *rows.shape[1:]))
         padded[: len(rows)] = rows.detach()
         parts = [torch.empty_like(padded) for _ in sizes]

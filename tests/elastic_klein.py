@@ -11,14 +11,13 @@ from pathlib import Path
 
 import conftest  # noqa: F401 (mends torchvision)
 import diffusers  # noqa: F401 (once, before there are many)
-import numpy as np
 import peft  # noqa: F401
 import torch
 import torch._dynamo
 import torch.distributed.fsdp  # noqa: F401
 import transformers  # noqa: F401
 from forked import forked
-from PIL import Image
+from tiny_klein import captioned_pictures
 
 from irdm.data import CaptionedConfig
 from irdm.encoders import LocalBatteryConfig
@@ -41,20 +40,9 @@ def run(data: Path, out: Path, steps: int, kind: str) -> None:
     train(PRESETS["klein-tiny"]().model_copy(update=update | KINDS[kind]), out)
 
 
-def pictures(folder: Path) -> Path:
-    """Images with captions, of three shades."""
-    folder.mkdir()
-    for number in range(120):
-        shade = number % 3
-        noise = np.random.default_rng(number).normal(80 * shade + 40, 20, (8, 8, 3)).clip(0, 255).astype(np.uint8)
-        Image.fromarray(noise).resize((32, 32)).save(folder / f"{number:03d}.png")
-        (folder / f"{number:03d}.txt").write_text(f"{shade} {number}")
-    return folder
-
-
 def main(out: Path) -> int:
     torch.set_num_threads(1)
-    data, codes = pictures(out / "data"), []
+    data, codes = captioned_pictures(out / "data"), []
     for kind in KINDS:
         codes += forked(1, run, data, out / kind / "straight", STEPS, kind)
         codes += forked(4, run, data, out / kind / "four", SAVED, kind)

@@ -4,10 +4,9 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from tiny_klein import captioned_pictures
 
 import irdm.train
 from irdm.conditions import NoSpec
@@ -21,17 +20,6 @@ from irdm.metrics import EvaluationConfig
 from irdm.presets import PRESETS
 from irdm.reference.imported import import_reference
 from irdm.train import train
-
-
-def pictures(folder: Path) -> Path:
-    """Images with captions, of three shades."""
-    folder.mkdir()
-    for number in range(120):
-        shade = number % 3
-        noise = np.random.default_rng(number).normal(80 * shade + 40, 20, (8, 8, 3)).clip(0, 255).astype(np.uint8)
-        Image.fromarray(noise).resize((32, 32)).save(folder / f"{number:03d}.png")
-        (folder / f"{number:03d}.txt").write_text(f"{shade} {number}")
-    return folder
 
 
 def run_of(data: Path, steps: int, **fields):
@@ -49,7 +37,7 @@ def run_of(data: Path, steps: int, **fields):
 
 def test_a_run_against_an_imported_reference_is_judged_by_its_own_data(tmp_path, monkeypatch, capsys):
     """Bundles under two local encoders, in place of the panel's."""
-    names, config = ("pixels", "pca"), run_of(pictures(tmp_path / "data"), 2)
+    names, config = ("pixels", "pca"), run_of(captioned_pictures(tmp_path / "data"), 2)
     dataset = config.data.build()
     battery = config.battery.fit(dataset, cache_dir=tmp_path / "encoders")
     dims = {name: SimpleNamespace(dim=battery[name].dim) for name in battery.held_in}

@@ -8,7 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 from irdm.conditions import PromptSpec, to_bytes
 from irdm.generators import Klein, KleinConfig
@@ -67,3 +69,14 @@ def resident(reset: bool = False) -> tuple[float, float]:
     text = Path("/proc/self/status").read_text()
     now, most = (float(re.findall(rf"{name}:\s+(\d+) kB", text)[0]) * 1024 for name in ("VmRSS", "VmHWM"))
     return now, most
+
+
+def captioned_pictures(folder: Path) -> Path:
+    """Images with captions, of three shades."""
+    folder.mkdir()
+    for number in range(120):
+        shade = number % 3
+        noise = np.random.default_rng(number).normal(80 * shade + 40, 20, (8, 8, 3)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(noise).resize((32, 32)).save(folder / f"{number:03d}.png")
+        (folder / f"{number:03d}.txt").write_text(f"{shade} {number}")
+    return folder

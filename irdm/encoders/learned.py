@@ -36,20 +36,7 @@ class Content(nn.Module):
 
     def __init__(self, shape: Shape, outputs: int, width: int):
         super().__init__()
-        layers: list[nn.Module] = []
-        channels, side, wide = shape[0], min(CROP, max(shape[1:])), width
-        while side > 2:
-            layers += [nn.Conv2d(channels, wide, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2, ceil_mode=True)]
-            channels, side, wide = wide, (side + 1) // 2, min(2 * wide, 4 * width)
-        layers += [
-            nn.AdaptiveAvgPool2d(2),
-            nn.Flatten(),
-            nn.Linear(4 * channels, 64),
-            nn.GELU(),
-            nn.Linear(64, outputs),
-        ]
-        trunk = nn.Sequential(*layers)
-        self.trunk = trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # faster on a CPU
+        self.trunk = _trunk(shape, (width, 4 * width), 2, 64, outputs)
 
     def forward(self, images: Images) -> Rows:
         x = shrink(images, CROP)
@@ -65,22 +52,22 @@ class Caption(nn.Module):
 
     def __init__(self, shape: Shape, outputs: int, width: int):
         super().__init__()
-        layers: list[nn.Module] = []
-        channels, side, wide = shape[0], min(CROP, max(shape[1:])), 2 * width
-        while side > 4:
-            layers += [nn.Conv2d(channels, wide, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2, ceil_mode=True)]
-            channels, side, wide = wide, (side + 1) // 2, min(2 * wide, 4 * width)
-        layers += [
-            nn.AdaptiveAvgPool2d(4),
-            nn.Flatten(),
-            nn.Linear(16 * channels, 128),
-            nn.GELU(),
-            nn.Linear(128, TOLD),
-        ]
-        self.trunk = nn.Sequential(*layers).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.trunk = _trunk(shape, (2 * width, 4 * width), 4, 128, TOLD)
 
     def forward(self, images: Images) -> Rows:
         return self.trunk(shrink(images, CROP))
+
+
+def _trunk(shape: Shape, widths: tuple[int, int], cells: int, hidden: int, outputs: int) -> nn.Sequential:
+    """Convolutions, the first and the most channels in `widths`, halved down to cells x cells; then a perceptron."""
+    layers: list[nn.Module] = []
+    channels, side, wide = shape[0], min(CROP, max(shape[1:])), widths[0]
+    while side > cells:
+        layers += [nn.Conv2d(channels, wide, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2, ceil_mode=True)]
+        channels, side, wide = wide, (side + 1) // 2, min(2 * wide, widths[1])
+    layers += [nn.AdaptiveAvgPool2d(cells), nn.Flatten(), nn.Linear(cells**2 * channels, hidden), nn.GELU()]
+    trunk = nn.Sequential(*layers, nn.Linear(hidden, outputs))
+    return trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # faster on a CPU
 
 
 class Layout(nn.Module):

@@ -8,10 +8,8 @@ import zipfile
 from dataclasses import replace
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 pytest.importorskip("timm", reason="the panel's packages are not installed: pip install 'irdm[panel]'")
@@ -26,7 +24,6 @@ from irdm.encoders import panel as panel_module  # noqa: E402
 from irdm.encoders.base import encoder_identity  # noqa: E402
 from irdm.encoders.families import DreamSim, LatentPatches, TimmFeatures, load_encoder  # noqa: E402
 from irdm.encoders.panel import METRICS_ONLY, PANEL, fingerprint  # noqa: E402
-from irdm.encoders.resizing import RESIZES  # noqa: E402
 
 TIMM = [name for name, entry in PANEL.items() if entry.family == "timm"]
 
@@ -85,21 +82,6 @@ def test_grey_images_are_refused(loaded):
 
 
 # --- preprocessing ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
-@pytest.mark.parametrize(("side", "target"), [(64, 28), (20, 33)])
-def test_resizing_is_that_of_pillow(mode, side, target):
-    images = pictures(2, side)
-    resized = RESIZES[mode](images, target)
-    for picture, plane in zip(resized.flatten(0, 1), images.flatten(0, 1), strict=True):
-        expected = Image.fromarray(plane.numpy()).resize((target, target), Image.Resampling[mode.upper()])
-        assert np.abs(picture.numpy() - np.asarray(expected)).max() < 1e-5
-
-
-def test_an_image_of_the_right_size_is_not_touched():
-    images = pictures(1, 24)
-    assert RESIZES["bicubic"](images, 24) is images
 
 
 # --- pooling, against timm's own other paths to the same numbers -----------------------------------------------------
