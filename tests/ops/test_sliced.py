@@ -4,7 +4,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from irdm.ops.sliced import quantile_means, sliced_wasserstein2, unit_directions, wasserstein2_squared_sorted
+from irdm.ops.sliced import (
+    quantile_means,
+    sliced_wasserstein2,
+    sorted_rows,
+    unit_directions,
+    wasserstein2_squared_sorted,
+)
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 10**6))
@@ -48,3 +54,11 @@ def test_means_of_quantiles_give_the_distance_to_any_sample_of_a_size(n):
     x, y = (torch.randn(7, count, dtype=torch.float64).sort(dim=1).values for count in (n, 53))
     means, within = quantile_means(y, n)
     torch.testing.assert_close((x - means).square().mean(1) + within, wasserstein2_squared_sorted(x.T, y.T))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("learns", [True, False])
+def test_rows_are_sorted_whatever_their_type_and_gradient(dtype, learns):
+    rows = torch.randn(5, 40).to(dtype).requires_grad_(learns)
+    found = sorted_rows(rows)
+    assert torch.equal(found, rows.sort(dim=1).values) and found.requires_grad == learns
