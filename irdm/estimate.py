@@ -133,7 +133,7 @@ def encoder_costs(config: AnyBattery, image_shape: Shape, spec: Spec) -> dict[st
         return {entry.name: (PANEL_COSTS[entry.name], entry.dim) for entry in entries(config.names)}
     if not isinstance(config, FittedBatteryConfig):
         return {"identity": (Cost(0, 0, 0), math.prod(image_shape))}
-    battery, image = config.blank(image_shape, classes=spec.groups), torch.zeros(1, *image_shape)
+    battery, image = config.blank(image_shape, spec), torch.zeros(1, *image_shape)
     return {
         name: (count(encoder.network, image.requires_grad_()), encoder.dim)
         for name, encoder in battery.encoders.items()
@@ -290,7 +290,7 @@ class _Timed:
         conditions, shape = dataset.train.conditions, dataset.image_shape
         battery = config.battery
         if isinstance(battery, FittedBatteryConfig):
-            blank = battery.blank(shape, classes=conditions.spec.groups)
+            blank = battery.blank(shape, conditions.spec)
         else:
             blank = battery.restore(shape, {})  # type: ignore[union-attr]
         self.encoders = {name: encoder.to(device) for name, encoder in blank.encoders.items()}

@@ -25,7 +25,6 @@ CODE = 64  # numbers that `Damage` puts out
 CROP = 64  # pixels: larger images are averaged to this for their content, and cut to it to learn damage
 FLAT = 1e-3  # variance, of eight grey levels: flatter images and neighbourhoods are not stretched to unit contrast
 KINDS = 5  # of damage
-TOLD = 64  # numbers that `Caption` puts out
 
 
 class Content(nn.Module):
@@ -45,17 +44,19 @@ class Content(nn.Module):
 
 
 class Caption(nn.Module):
-    """What a caption would say: convolutions that learn to tell tau from an image, as CLIP's learn from texts.
+    """What a caption would say: tau, as convolutions tell it from an image, in place of CLIP's which learn from texts.
 
-    Sees what texts name: for shapes in places, how many there are of which colour, and where.
+    Sees what texts name: for shapes in places, how many there are of which colour. Not whitened: what an image tells
+    of tau spreads widely, and what it does not tell hardly at all, which whitening would make as loud.
     """
 
     def __init__(self, shape: Shape, outputs: int, width: int):
         super().__init__()
-        self.trunk = _trunk(shape, (2 * width, 4 * width), 4, 128, TOLD)
+        self.trunk = _trunk(shape, (2 * width, 4 * width), 4, 128, 64)
+        self.head = nn.Linear(64, outputs)
 
     def forward(self, images: Images) -> Rows:
-        return self.trunk(shrink(images, CROP))
+        return self.head(self.trunk(shrink(images, CROP)))
 
 
 def _trunk(shape: Shape, widths: tuple[int, int], cells: int, hidden: int, outputs: int) -> nn.Sequential:
@@ -120,15 +121,14 @@ class Classify(nn.Module):
 
 
 class Describe(nn.Module):
-    """tau is a linear function of the view's numbers: the squared error, as a share of tau's variance."""
+    """The squared error of tau, as a share of its variance."""
 
     def __init__(self, view: nn.Module, tau: Float[Tensor, "m t"]):
         super().__init__()
-        self.view, self.head = view, nn.Linear(TOLD, tau.shape[1])
-        self.spread = tau.var(0).sum().clamp(min=1e-12)
+        self.view, self.spread = view, tau.var(0).sum().clamp(min=1e-12)
 
     def forward(self, images: Images, tau: Float[Tensor, "n t"]) -> Float[Tensor, ""]:
-        return (self.head(self.view(images)) - tau).square().sum(1).mean() / self.spread
+        return (self.view(images) - tau).square().sum(1).mean() / self.spread
 
 
 class Contrast(nn.Module):

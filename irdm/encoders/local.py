@@ -16,7 +16,7 @@ weights lie in ordinary packages (irdm.encoders.lite). Fitted on the train split
 | damage | how much noise, blur, pattern was added, as a network tells it | 16 |
 | correlation | correlations of neighbouring pixels and of colours | 32 |
 | layout | a classifier's logits; a perceptron on 16 x 16 pixels | classes - 1, at most 16 |
-| caption | what tells tau, of images with captions or classes; convolutions | 64 |
+| caption | tau of images with captions or classes, as convolutions tell it, raw | those of tau |
 | lite0 | means and spreads of maps of EfficientNet-Lite0, ImageNet | 64 |
 | squeezenet | means and spreads of maps of SqueezeNet 1.1, ImageNet | 64 |
 
@@ -42,7 +42,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from irdm.checkpoint import restore
-from irdm.conditions import draw
+from irdm.conditions import Spec, draw
 from irdm.config import Config
 from irdm.data.base import Dataset, Shape, Split
 from irdm.encoders.base import Battery, Encoder
@@ -69,7 +69,7 @@ ENCODERS: dict[str, tuple[Maker, int | None]] = {  # a view, and the numbers it 
     "damage": (lambda shape, outputs, width: Damage(shape, width), 16),
     "correlation": (lambda shape, outputs, width: Correlation(shape[0]), 32),
     "layout": (Layout, 16),
-    "caption": (Caption, 64),
+    "caption": (Caption, None),
     "lite0": (lambda shape, outputs, width: Pretrained("lite0", shape[0]), 64),
     "squeezenet": (lambda shape, outputs, width: Pretrained("squeezenet", shape[0]), 64),
 }
@@ -77,7 +77,7 @@ HELD_IN, HELD_OUT = ("pixels", "pca", "bands", "patches", "content", "tone"), ("
 UNLABELLED = 32  # outputs of content and layout where there are no classes to tell apart
 ROWS_A_NUMBER = 8  # images that one whitened number takes at least
 NUMBERS = 2**27  # that the images which are fitted on have at most: half a GiB
-CODE_VERSION = 3  # Part of the cache key: raise it when a fitted encoder's numbers change.
+CODE_VERSION = 4  # Part of the cache key: raise it when a fitted encoder's numbers change.
 MIN_SIDE = 4  # pixels: smaller images have no neighbourhoods
 DAY = 86_400.0  # seconds after which nobody is still writing a file of the cache
 
@@ -150,20 +150,24 @@ class FittedBatteryConfig(Config):
             write_tensors(path, state, {"sha256": hash_tensors(state, key)})
         return battery
 
-    def blank(self, image_shape: Shape, classes: int) -> Battery:
-        """A battery that nobody fitted, of the size of one for many images of this shape and so many classes."""
-        return self._blank(image_shape, {name: _sizes(name, classes, self.images) for name in ENCODERS})
+    def blank(self, image_shape: Shape, spec: Spec) -> Battery:
+        """A battery that nobody fitted, of the size of one for many images of this shape and such conditions."""
+        return self._blank(
+            image_shape, {name: _sizes(name, spec.groups, spec.width, self.images) for name in self.names}
+        )
 
     def restore(self, image_shape: Shape, state: Mapping[str, Tensor]) -> Battery:
         """The battery whose `state_dict` is given, which was fitted to images of this shape.
 
         Raises ValueError when the state is that of another battery.
         """
-        sizes = {name: _sizes(name, 0, self.images) for name in ENCODERS}
-        for name in ENCODERS:
-            axes = state.get(f"encoders.{name}.network.axes")
+        sizes = {name: _sizes(name, 0, 0, self.images) for name in self.names}
+        for name in self.names:
+            axes, head = (state.get(f"encoders.{name}.network.{part}") for part in ("axes", "head.weight"))
             if axes is not None and axes.ndim == 2:
                 sizes[name] = (axes.shape[0], axes.shape[1])
+            elif head is not None and head.ndim == 2:
+                sizes[name] = (head.shape[0], 0)
         battery = self._blank(image_shape, sizes)
         restore(battery.state_dict(), state, "The file")
         return battery
@@ -204,7 +208,8 @@ class FittedBatteryConfig(Config):
         shape = (images.shape[1], images.shape[2], images.shape[3])
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed((self.seed * 1_000_003 + zlib.crc32(name.encode())) % 2**63)
-            network = _network(name, shape, self.width, *_sizes(name, classes, len(images)))
+            told = 0 if tau is None else tau.shape[1]
+            network = _network(name, shape, self.width, *_sizes(name, classes, told, len(images)))
             view = network.view if isinstance(network, Whitened) else network
             if isinstance(view, Patches | Parts):
                 view.cut(images)
@@ -271,10 +276,10 @@ class LiteLocalBatteryConfig(FittedBatteryConfig):
     """Encoders that only judge it."""
 
 
-def _sizes(name: str, classes: int, images: int) -> tuple[int, int]:
-    """Outputs of a view that classifies, and numbers of the whitened encoder at most."""
+def _sizes(name: str, classes: int, told: int, images: int) -> tuple[int, int]:
+    """Outputs of a view that classifies or tells so many numbers of tau; numbers of the whitened encoder at most."""
     view, dim = ENCODERS[name]
-    outputs = classes if classes > 1 else UNLABELLED
+    outputs = told if view is Caption else classes if classes > 1 else UNLABELLED
     dim = min(dim or 0, max(1, images // ROWS_A_NUMBER))
     return outputs, min(dim, outputs - 1) if view in (Content, Layout) else dim  # softmax does not see a common offset
 
