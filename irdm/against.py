@@ -18,6 +18,7 @@ from irdm.build import build_battery, reference_of
 from irdm.conditions import Conditions, draw
 from irdm.data import printable
 from irdm.data.base import Shape, Split
+from irdm.data.image_source import ImageSource
 from irdm.distributed import Ranks
 from irdm.encoders import Battery
 from irdm.evaluation import (
@@ -239,6 +240,7 @@ def open_real(
     weights: Path | None = None,
     *,
     size: int | None = None,
+    judged: ImageSource | None = None,
     ranks: Ranks | None = None,
     device: str = "cpu",
     command: str | None = None,
@@ -247,7 +249,8 @@ def open_real(
     """The real side that a path stands for; None is `own`, a run.
 
     A reference is itself. A run stands for its data, or for the reference that it was trained against. A folder or an
-    archive of real images is divided in two halves, and a reference of them is built in irdm's cache, or found there.
+    archive of real images is divided in two halves, and a reference of them is built in irdm's cache, or found there,
+    when images that will be `judged` have been looked at beside them.
 
     Raises ValueError for what cannot be opened, and for a reference that is not the one a run was trained against;
     UsageError for encoders that there are not, or a `size` that only a folder can be brought to.
@@ -282,6 +285,7 @@ def open_real(
             ranks=ranks,
             command=command,
             progress=progress,
+            judged=judged,
         )
         progress(
             f"The reference is kept in {opened.path}; for one with a name: irdm reference build NAME --train {path} "

@@ -13,7 +13,8 @@ from torch import nn
 from irdm.conditions import Spec
 from irdm.data import Dataset
 from irdm.data.base import Shape
-from irdm.data.checks import check_real
+from irdm.data.checks import check_beside, check_real
+from irdm.data.image_source import ImageSource
 from irdm.distributed import Ranks
 from irdm.encoders import Battery
 from irdm.evaluation import embed
@@ -155,10 +156,12 @@ def reference_of(
     command: str | None,
     progress: Say,
     engine: Engine = plain,
+    judged: ImageSource | None = None,
 ) -> OpenReference:
     """The reference of the real side of a run in the directory `out`; None is irdm's cache, by what decides it.
 
-    Images are checked before any encoder is fitted (`irdm.data.checks`). Raises as `build_reference` does.
+    Images are checked before any encoder is fitted (`irdm.data.checks`), and beside them those that will be `judged`.
+    Raises as `build_reference` does.
     """
     dataset = ranks.main_first(run.data.build)
     with ranks.together():
@@ -169,6 +172,8 @@ def reference_of(
             )
         if ranks.is_main:
             check_real(dataset, progress=progress)
+            for note in check_beside(judged, dataset) if judged else ():
+                progress(note)
     battery = ranks.main_first(lambda: run.battery.fit(dataset, cache_dir=cache_dir(), progress=progress))
     asked = ReferenceConfig(
         seed=run.seed, rollout=run.rollout, distance=run.distance, joint=run.joint, judge_only=judge_only

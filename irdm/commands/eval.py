@@ -172,7 +172,7 @@ def _judge_source(
         prompts = read_prompts(given.prompts, source) if given.prompts else None
         if ranks.is_main:
             check_judged(source, shared["progress"])
-    real = open_real(against, None, names=names, weights=weights, size=size, **shared)
+    real = open_real(against, None, names=names, weights=weights, size=size, judged=source, **shared)
     result = evaluate_source(
         source,
         real.real,

@@ -86,6 +86,35 @@ def handling(source: ImageSource, image_shape: Shape) -> list[str]:
     return notes
 
 
+def beforehand(source: ImageSource, image_shape: Shape, held_out: int) -> list[str]:
+    """What a reader must know of images that are judged by so many held-out ones of this shape, before they are."""
+    notes, count = handling(source, image_shape), len(source)
+    if count > held_out:
+        notes.append(
+            f"{count} images are judged, and {held_out} are held out: a ratio compares draws of at most "
+            f"{held_out // 2}, and scores of nearest neighbours take {held_out} of the judged images."
+        )
+    return notes
+
+
+def check_beside(source: ImageSource, dataset: Dataset) -> list[str]:
+    """Look at judged images beside the real ones that encoders will be fitted to: repeats, real images, `beforehand`.
+
+    Raises ValueError when every judged image is a held-out one.
+    """
+    digests, (train, val) = source.digests(range(len(source))), (set(s.digests) for s in (dataset.train, dataset.val))
+    repeats, seen, held = len(digests) - len(set(digests)), *(sum(d in side for d in digests) for side in (train, val))
+    if held == len(digests):
+        raise ValueError(
+            f"All {held} images of {printable(str(source.path))} are held-out images of {dataset.name}, so that "
+            "nothing can be said of them. Judge other images, or compare with other real ones."
+        )
+    notes = [f"{repeats} of the {len(digests)} judged images are repeats of others, to the pixel."] if repeats else []
+    for count, side in ((seen, "train"), (held, "held-out")):
+        notes += [f"{count} of the {len(digests)} judged images are {side} images of {dataset.name}."] if count else []
+    return notes + beforehand(source, dataset.image_shape, len(dataset.val))
+
+
 def _check_repeats(side: str, split: Split, fewest: int, progress: Say | None) -> None:
     split.look(progress)
     if 2 * (different := len(set(split.digests))) < len(split) or different < fewest <= len(split):

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from irdm.data.base import Shape, Split
-from irdm.data.checks import check_judged, handling
+from irdm.data.checks import beforehand, check_judged
 from irdm.data.image_source import ImageSource, printable
 from irdm.data.images import pictures_like
 from irdm.distributed import Ranks
@@ -88,12 +88,7 @@ def evaluate_source(
         raise ValueError(f"Got {len(prompts)} prompts for {len(source)} images; give one an image, and a scorer.")
     split = pictures_like(source, image_shape)
     with claimed_for(source, out, ranks, progress):
-        notes = handling(source, image_shape)
-        if len(source) > len(real.val):
-            notes.append(
-                f"{len(source)} images are judged, and {len(real.val)} are held out: a ratio compares draws of at most "
-                f"{len(real.val) // 2}, and scores of nearest neighbours take {len(real.val)} of the judged images."
-            )
+        notes = beforehand(source, image_shape, len(real.val))
         for note in notes:
             say(note)
         store = stored_features(

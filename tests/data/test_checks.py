@@ -9,7 +9,7 @@ from PIL import Image
 
 from irdm.conditions import Unconditional
 from irdm.data import Dataset, ImagesConfig, TensorSplit, open_source
-from irdm.data.checks import check_judged, check_real, handling
+from irdm.data.checks import check_beside, check_judged, check_real, handling
 
 DRAW = np.random.default_rng(0)
 
@@ -117,3 +117,19 @@ def test_what_is_done_to_images_is_said(sides, tmp_path):
     assert grey.startswith("Images are grey, where colour is expected")
     (colour,) = handling(open_source(sides[0]), (1, 8, 8))
     assert colour.startswith("60 of 60 images looked at are stored in colour, where grey is expected")
+
+
+def test_judged_images_are_looked_at_beside_the_real_ones_before_anything_is_fitted(sides, tmp_path):
+    real, judged = of(sides[0], sides[1]), write(tmp_path / "judged", 90)
+    assert check_beside(open_source(judged), real) == [
+        f"90 images are judged, and {len(real.val)} are held out: a ratio compares draws of at most "
+        f"{len(real.val) // 2}, and scores of nearest neighbours take {len(real.val)} of the judged images."
+    ]
+    for number, side in enumerate((*sides, judged)):
+        shutil.copy(side / "000.png", tmp_path / "judged" / f"more{number}.png")
+    repeated, train, held_out, _ = check_beside(open_source(judged), real)
+    assert repeated == "1 of the 93 judged images are repeats of others, to the pixel."
+    assert train.startswith("1 of the 93 judged images are train images of")
+    assert held_out.startswith("1 of the 93 judged images are held-out images of")
+    with pytest.raises(ValueError, match=f"All {len(real.val)} images of .* are held-out images of"):
+        check_beside(open_source(sides[1]), real)
