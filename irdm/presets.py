@@ -183,7 +183,7 @@ def small_images(preset: str, data: AnyData) -> RunConfig:
     return RunConfig.model_construct(
         preset=preset,
         data=data,
-        battery=LocalBatteryConfig(held_in=(*HELD_IN, "parts")),
+        battery=LocalBatteryConfig(held_in=(*HELD_IN, "parts", "gram")),
         generator=ConvConfig(),
         distance=NystromMMDConfig(
             bandwidths=(0.25, 0.5, 1.0, 2.0),

@@ -1,4 +1,4 @@
-"""How many encoders it takes: 1, 2, 4 and 7 that train, judged by the same three that never do, on digits."""
+"""How many encoders it takes: 1, 2, 4 and 8 that train, judged by the same three that never do, on digits."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SECONDS = 60.0
-ORDER = ("content", "patches", "pixels", "bands", "pca", "tone", "parts")  # each as unlike those before as there is
-SIZES = (1, 2, 4, 7)
+# Each as unlike those before as there is.
+ORDER = ("content", "patches", "pixels", "bands", "pca", "tone", "gram", "parts")
+SIZES = (1, 2, 4, 8)
 SHOWN = (
     ("sw_held_in", "encoders that train", BLUE),
     ("sw_held_out", "held out", ORANGE),
@@ -70,7 +71,7 @@ def claims(table: Table) -> list[Claim]:
 
 STUDY = Study(
     name="battery",
-    title="1, 2, 4 and 7 encoders that train, judged by three others, on digits",
+    title="1, 2, 4 and 8 encoders that train, judged by three others, on digits",
     question="How many representations does it take?",
     columns=SCORE_COLUMNS | {"steps": "steps"},
     cells=cells,
