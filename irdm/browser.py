@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def read_program(path: Path) -> Program | None:
         program = Program(**{name: json.loads(notes[name]) for name in NOTES}, tensors=tensors)
         made = {"noise", *tensors, *(name.removeprefix("choice.") for name in tensors)}
         for step in program.steps:
-            if step["op"] not in OPERATIONS.values() or not made.issuperset(step["in"]):
+            if step["op"] not in PAGE or not made.issuperset(step["in"]):
                 raise ValueError(f"step {step['out']}")
             made.add(step["out"])
         if program.picture not in made or {tensor.dtype for tensor in tensors.values()} - TYPES.keys():
@@ -129,30 +130,6 @@ def _program(generator: Generator, spec: Spec) -> Program:
     return Program(steps, conditions.captions(), asked_by, steps[-1]["out"], tensors)
 
 
-OPERATIONS = {
-    "addmm": "linear",
-    "mm": "linear",
-    "convolution": "convolution",
-    "upsample_bilinear2d": "bilinear",
-    "embedding": "rows",
-    "addcmul": "add",
-    "add": "add",
-    "mul": "mul",
-    "silu": "silu",
-    "sigmoid": "sigmoid",
-    "slice": "slice",
-    "split": "slice",
-    "split_with_sizes": "slice",
-    "view": "view",
-    "_unsafe_view": "view",
-    "unsqueeze": "view",
-    "squeeze": "view",
-    "clone": "view",
-    "detach": "view",
-}
-"""What the page calls each operation of PyTorch; a view and a copy are one thing where nothing is overwritten."""
-
-
 class Recorder(TorchDispatchMode):
     """Writes the operations that are done with some inputs as steps; what weights alone decide is a weight."""
 
@@ -172,8 +149,9 @@ class Recorder(TorchDispatchMode):
         """Do it, and write it down. Raises Unwritable."""
         out = func(*args, **(kwargs or {}))
         self.kept.append((args, kwargs, out))
-        if any(id(leaf) in self.drawn for leaf in tree_leaves((args, kwargs))):
-            self._write(str(func).split(".")[1], args, dict(kwargs or {}), out)
+        kind = str(func).split(".")[1]
+        if kind not in CONSTANT and any(id(leaf) in self.drawn for leaf in tree_leaves((args, kwargs))):
+            self._write(kind, args, dict(kwargs or {}), out)
         return out
 
     def leading_to(self, result: Tensor) -> list[Step]:
@@ -186,39 +164,18 @@ class Recorder(TorchDispatchMode):
         return found[::-1]
 
     def _write(self, kind: str, args: Any, options: dict[str, Any], out: Any) -> None:
-        op = OPERATIONS.get(kind)
         options.pop("memory_format", None)
-        if options:
-            op = None
-        elif op in ("view", "silu", "sigmoid") or (op == "bilinear" and not args[2]):
-            self._step(op, args[:1], out)
-        elif kind == "addmm":
-            self._step(op, (args[1], args[2], args[0]), out)
-        elif kind == "addcmul":
-            product = args[1] * args[2]
-            self._step("mul", args[1:3], product)
-            self._step(op, (args[0], product), out)
-        elif op in ("add", "mul", "linear", "rows") and len(args) == 2:
-            self._step(op, args, out)
-        elif op == "convolution" and [*args[3], *args[5], *args[6:]] == [1, 1, 1, 1, False, [0, 0], 1]:
-            self._step(op, [given for given in args[:3] if given is not None], out, pad=[*args[4]])
-        elif kind == "slice" and len(args) < 5:
-            self._step(op, args[:1], out, dim=args[1] % out.ndim, start=args[2] or 0)
-        elif op == "slice" and kind != "slice":
-            dim, start = (args[2] if len(args) > 2 else 0) % args[0].ndim, 0
-            for part in out:
-                self._step(op, args[:1], part, dim=dim, start=start)
-                start += part.shape[dim]
-        else:
-            op = None
-        if op is None:
+        if kind not in OPERATIONS or options or not OPERATIONS[kind](self, out, *args):
             raise Unwritable(f"the generator uses {kind} in a way that a page cannot; see irdm.browser.OPERATIONS")
 
-    def _step(self, op: str | None, given: Sequence[Tensor | float], out: Tensor, **more: Any) -> None:
-        name = self.names[id(out)] = f"s{len(self.steps)}"
+    def step(self, op: str, out: Tensor, *given: Tensor | float, **more: Any) -> Tensor:
+        """Write down that `out` is made of what is given; returns it."""
+        made_of, name = [*map(self._name, given)], f"s{len(self.steps)}"
+        self.names[id(out)] = name
         self.drawn.add(id(out))
         self.kept.append(out)
-        self.steps.append({"op": op, "out": name, "in": [*map(self._name, given)], "shape": [*out.shape], **more})
+        self.steps.append({"op": op, "out": name, "in": made_of, "shape": [*out.shape], **more})
+        return out
 
     def _name(self, value: Tensor | float) -> str:
         tensor = value if isinstance(value, Tensor) else torch.tensor(float(value))
@@ -227,6 +184,146 @@ class Recorder(TorchDispatchMode):
             self.names[id(tensor)] = f"w{len(self.weights)}"
             self.weights[self.names[id(tensor)]] = _half(tensor)
         return self.names[id(tensor)]
+
+
+MADE = {"view", "permute", "join", "slice", "rows", "mean", "normed", "attention", "linear", "convolution", "bilinear"}
+PAGE = MADE | {"add", "mul", "silu", "sigmoid", "rsqrt", "clamp"}
+"""What `irdm/report/draw.js` knows."""
+Writer = Callable[..., Any]
+"""(recorder, result, arguments of PyTorch's operation) -> something true when steps of PAGE were written for it."""
+
+
+def _one(op: str) -> Writer:
+    return lambda to, out, x, *_: [to.step(op, out, x)]
+
+
+def _two(op: str) -> Writer:
+    return lambda to, out, a, b, *more: not more and [to.step(op, out, a, b)]
+
+
+def _addcmul(to: Recorder, out: Tensor, x: Tensor, a: Tensor, b: Tensor) -> Any:
+    return [to.step("add", out, x, to.step("mul", a * b, a, b))]
+
+
+def _less(to: Recorder, out: Tensor, a: Tensor, b: Tensor) -> Any:
+    return [to.step("add", out, a, to.step("mul", -b, b, -1.0))]
+
+
+def _square(to: Recorder, out: Tensor, x: Tensor, power: float) -> Any:
+    return power == 2 and [to.step("mul", out, x, x)]
+
+
+def _bilinear(to: Recorder, out: Tensor, x: Tensor, size: Any, aligned: bool, *_: Any) -> Any:
+    return not aligned and [to.step("bilinear", out, x)]
+
+
+def _convolution(to: Recorder, out: Tensor, x: Tensor, weight: Tensor, bias: Any, *how: Any) -> Any:
+    (stride, pad, dilation), rest = how[:3], how[3:]
+    plain = [*stride, *dilation, *rest] == [1, 1, 1, 1, False, [0, 0], 1]
+    return plain and [to.step("convolution", out, x, weight, *([] if bias is None else [bias]), pad=[*pad])]
+
+
+def _slice(to: Recorder, out: Tensor, x: Tensor, dim: int = 0, start: Any = None, end: Any = None, by: int = 1) -> Any:
+    return by == 1 and [to.step("slice", out, x, dim=dim % x.ndim, start=start or 0)]
+
+
+def _split(to: Recorder, out: Sequence[Tensor], x: Tensor, sizes: Any, dim: int = 0) -> Any:
+    starts = [0, *accumulate(part.shape[dim] for part in out)]
+    return [to.step("slice", part, x, dim=dim % x.ndim, start=start) for part, start in zip(out, starts, strict=False)]
+
+
+def _unbind(to: Recorder, out: Sequence[Tensor], x: Tensor, dim: int = 0) -> Any:
+    one = [part.unsqueeze(dim) for part in out]
+    _split(to, one, x, 1, dim)
+    return [to.step("view", part, whole) for part, whole in zip(out, one, strict=True)]
+
+
+def _join(to: Recorder, out: Tensor, parts: Sequence[Tensor], dim: int = 0) -> Any:
+    return [to.step("join", out, *parts, dim=dim % out.ndim)]
+
+
+def _stack(to: Recorder, out: Tensor, parts: Sequence[Tensor], dim: int = 0) -> Any:
+    dim = dim % out.ndim
+    return _join(to, out, [to.step("view", part.unsqueeze(dim), part) for part in parts], dim)
+
+
+def _permute(to: Recorder, out: Tensor, x: Tensor, dims: Sequence[int]) -> Any:
+    return [to.step("permute", out, x, dims=[dim % x.ndim for dim in dims])]
+
+
+def _transpose(to: Recorder, out: Tensor, x: Tensor, one: int, other: int) -> Any:
+    dims = [*range(x.ndim)]
+    dims[one], dims[other] = dims[other], dims[one]
+    return _permute(to, out, x, dims)
+
+
+def _pixel_shuffle(to: Recorder, out: Tensor, x: Tensor, by: int) -> Any:
+    n, c, h, w = x.shape
+    parts = to.step("view", x.reshape(n, c // by**2, by, by, h, w), x)
+    order = [0, 1, 4, 2, 5, 3]
+    return [to.step("view", out, to.step("permute", parts.permute(order), parts, dims=order))]
+
+
+def _mean(to: Recorder, out: Tensor, x: Tensor, dims: Sequence[int], keep: bool = False) -> Any:
+    return keep and [dim % x.ndim for dim in dims] == [x.ndim - 1] and [to.step("mean", out, x)]
+
+
+def _layer_norm(to: Recorder, out: Sequence[Tensor], x: Tensor, shape: Any, weight: Any, bias: Any, eps: float) -> Any:
+    return len(shape) == 1 and _scaled(to, out[0], to.step("normed", torch.empty_like(x), x, eps=eps), weight, bias)
+
+
+def _group_norm(to: Recorder, out: Sequence[Tensor], x: Tensor, weight: Any, bias: Any, *how: Any) -> Any:
+    n, _, _, groups, eps = how
+    rows = to.step("view", x.reshape(n, groups, -1), x)
+    normed = to.step("view", torch.empty_like(x), to.step("normed", torch.empty_like(rows), rows, eps=eps))
+    aside = [1] * (x.ndim - 2)
+    weight, bias = (None if one is None else one.reshape(-1, *aside) for one in (weight, bias))
+    return _scaled(to, out[0], normed, weight, bias)
+
+
+def _scaled(to: Recorder, out: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Any:
+    """`out` is x, times a weight, plus a bias, where there are such."""
+    x = x if weight is None else to.step("mul", torch.empty_like(x), x, weight)
+    return [to.step("view", out, x) if bias is None else to.step("add", out, x, bias)]
+
+
+def _attention(to: Recorder, out: Sequence[Tensor], q: Tensor, k: Tensor, v: Tensor, *more: Any) -> Any:
+    return not any(more) and [to.step("attention", out[0], q, k, v)]
+
+
+OPERATIONS: dict[str, Writer] = {
+    **dict.fromkeys(("view", "_unsafe_view", "unsqueeze", "squeeze", "clone", "detach"), _one("view")),
+    **{name: _one(name) for name in ("silu", "sigmoid", "rsqrt")},
+    "addmm": lambda to, out, bias, x, weight: [to.step("linear", out, x, weight, bias)],
+    "mm": _two("linear"),
+    "embedding": _two("rows"),
+    "add": _two("add"),
+    "add_": _two("add"),  # the sum has the name from here on
+    "sub": _less,
+    "mul": _two("mul"),
+    "div": lambda to, out, x, by: isinstance(by, float | int) and [to.step("mul", out, x, 1 / by)],
+    "neg": lambda to, out, x: [to.step("mul", out, x, -1.0)],
+    "pow": _square,
+    "addcmul": _addcmul,
+    "clamp": lambda to, out, x, low, high: (low, high) == (0, 1) and [to.step("clamp", out, x)],
+    "mean": _mean,
+    "native_layer_norm": _layer_norm,
+    "native_group_norm": _group_norm,
+    "_scaled_dot_product_flash_attention_for_cpu": _attention,
+    "convolution": _convolution,
+    "upsample_bilinear2d": _bilinear,
+    "pixel_shuffle": _pixel_shuffle,
+    "slice": _slice,
+    "split": _split,
+    "split_with_sizes": _split,
+    "unbind": _unbind,
+    "cat": _join,
+    "stack": _stack,
+    "permute": _permute,
+    "transpose": _transpose,
+}
+"""How each operation of PyTorch is written; a view and a copy are one thing where nothing is overwritten."""
+CONSTANT = ("new_ones", "new_zeros", "ones_like", "zeros_like")  # which take no more than a shape from what is drawn
 
 
 def _half(tensor: Tensor) -> Tensor:

@@ -13,9 +13,10 @@ from torch import nn
 
 from irdm.browser import FILE, MOST, Unwritable, program_of, read_program, write_program
 from irdm.conditions import ClassSpec, NoSpec, PromptSpec, to_texts
+from irdm.data import WorldConfig
 from irdm.evaluation import write_result
 from irdm.files import read_tensors, write_tensors
-from irdm.generators import ConvConfig, Generator, MLPConfig, ReLUMLPConfig
+from irdm.generators import ConvConfig, Generator, KleinConfig, MLPConfig, ReLUMLPConfig
 from irdm.report import write_report
 
 SCRIPT = Path(__file__).parents[1] / "irdm" / "report" / "draw.js"
@@ -60,6 +61,48 @@ def test_the_page_draws_what_pytorch_draws(tmp_path, kind):
     assert kind != "conv" or "draw" in opened(page, tmp_path)
 
 
+class Blocks(Generator):
+    """What transformers and decoders of latents are made of."""
+
+    def __init__(self):
+        super().__init__()
+        self.noise_shape = (8, 4, 4)
+        self.maps, self.group = nn.Linear(8, 24), nn.GroupNorm(2, 8)
+        nn.init.normal_(self.group.weight), nn.init.normal_(self.group.bias)
+
+    def forward(self, noise, captions=None):
+        tokens = nn.functional.layer_norm(noise.flatten(2).mT, (8,))
+        q, k, v = self.maps(tokens).unflatten(-1, (3, 2, 4)).unbind(2)
+        q = q * torch.rsqrt(q.pow(2).mean(-1, keepdim=True) + 1e-6)
+        even, odd = k.reshape(-1, 16, 2, 2, 2).unbind(-1)
+        turned = torch.stack([-odd, even], dim=-1).flatten(3)
+        q, k, v = (part.permute(0, 2, 1, 3) for part in (q, turned, v))
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        both = torch.cat([mixed, tokens - mixed / 2], dim=1)[:, 8:24]
+        maps = self.group(both.mT.reshape(-1, 8, 4, 4))
+        return (nn.functional.pixel_shuffle(maps, 2) * 0.2 + 0.5).clamp(0, 1)[:, :1]
+
+
+@needs_browser
+def test_the_page_draws_what_transformers_and_decoders_do(tmp_path):
+    write_result(tmp_path / "result.json", fake_result(verdict=None, ladder=None))
+    torch.manual_seed(0)
+    write_program(tmp_path / FILE, Blocks().eval(), NoSpec())
+    assert np.ptp(read_program(tmp_path / FILE).tensors["check.pictures"].numpy()) > 150
+    assert worst(write_report(tmp_path), tmp_path) <= 1
+
+
+@needs_browser
+def test_the_page_draws_captions_of_the_world(tmp_path):
+    write_result(tmp_path / "result.json", fake_result(verdict=None, ladder=None))
+    spec = WorldConfig(rows=60).build().train.conditions.spec
+    generator = KleinConfig(model=Path("world"), length=12).build((3, 16, 16), spec).eval()
+    write_program(tmp_path / FILE, generator, spec)
+    page = write_report(tmp_path)
+    assert worst(page, tmp_path) <= 1 and page.stat().st_size < 5e6
+    assert "a circle left of a square" in page.read_text()
+
+
 @needs_browser
 def test_the_page_sees_a_wrong_picture(tmp_path):
     generator, spec = strong("mlp")
@@ -102,7 +145,7 @@ class Odd(Generator):
     ("generator", "said"),
     [
         (ReLUMLPConfig().build((1, 2, 2), NoSpec()), "uses relu"),
-        (Odd(lambda x: torch.cat([x[:, :2], x[:, :2]], 1)), "uses cat"),
+        (Odd(lambda x: x.clamp(0, 2)), "uses clamp"),
         (Odd(lambda x: x.sigmoid_()), "uses sigmoid_"),
         (Odd(lambda x: torch.nn.functional.softmax(x, 1)), "uses _softmax"),
         (Odd(lambda x: torch.ones(1, 4)), "reads its noise by"),

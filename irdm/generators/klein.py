@@ -29,7 +29,7 @@ from irdm.text.contexts import DTYPES, ContextEncoder, ContextStore
 from irdm.world import read
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from diffusers import Flux2Transformer2DModel
 
@@ -130,6 +130,10 @@ class Klein(Generator):
         if self.counted:  # only its cost is asked for
             return self.draw(noise, noise.new_zeros(len(noise), self.texts.length, self.texts.width, dtype=self.dtype))
         return self.draw(noise, self.texts(to_texts(captions), noise.device))
+
+    def written(self, conditions: Conditions) -> tuple[Callable[..., Tensor], dict[str, Tensor]]:
+        """Captions as contexts, read beforehand."""
+        return self.draw, {"context": self.texts(conditions.captions(), torch.device("cpu"))}
 
     def draw(self, noise: Float[Tensor, "n k r q"], context: Float[Tensor, "n l d"]) -> Float[Tensor, "n 3 h w"]:
         """Images from contexts, computed in the precision of these."""

@@ -44,6 +44,60 @@ const OPERATIONS = {
   mul: pairwise((a, b) => a * b),
   silu: each((x) => x / (1 + Math.exp(-x))),
   sigmoid: each((x) => 1 / (1 + Math.exp(-x))),
+  rsqrt: each((x) => 1 / Math.sqrt(x)),
+  clamp: each((x) => Math.min(Math.max(x, 0), 1)),
+  permute({ shape, dims }, x) {
+    const data = new Float32Array(size(shape)), at = shape.map(() => 0);
+    const strides = dims.map((dim) => size(x.shape.slice(dim + 1)));
+    for (let n = 0, from = 0; n < data.length; n++) {
+      data[n] = x.data[from];
+      for (let k = shape.length - 1; k >= 0; k--) { // count up, the last side first
+        from += strides[k];
+        if (++at[k] < shape[k]) break;
+        from -= strides[k] * shape[k]; at[k] = 0;
+      }
+    }
+    return data;
+  },
+  join({ shape, dim }, ...parts) {
+    const data = new Float32Array(size(shape)), whole = size(shape.slice(dim));
+    let start = 0;
+    for (const part of parts) {
+      const one = size(part.shape.slice(dim));
+      for (let i = 0; i * whole < data.length; i++) data.set(part.data.subarray(i * one, (i + 1) * one), i * whole + start);
+      start += one;
+    }
+    return data;
+  },
+  mean(step, x) { // of each row
+    const width = x.shape.at(-1);
+    return Float32Array.from({ length: x.data.length / width }, (_, n) =>
+      x.data.subarray(n * width, (n + 1) * width).reduce((sum, value) => sum + value, 0) / width);
+  },
+  normed({ eps }, x) { // each row less its mean, over its spread
+    const width = x.shape.at(-1), data = new Float32Array(x.data.length);
+    for (let from = 0; from < data.length; from += width) {
+      const row = x.data.subarray(from, from + width), mean = row.reduce((sum, value) => sum + value, 0) / width;
+      const spread = Math.sqrt(row.reduce((sum, value) => sum + (value - mean) ** 2, 0) / width + eps);
+      row.forEach((value, i) => { data[from + i] = (value - mean) / spread; });
+    }
+    return data;
+  },
+  attention({ shape }, q, k, v) { // [..., n, d] with [..., m, d] and [..., m, e]
+    const data = new Float32Array(size(shape)), [n, e] = shape.slice(-2), [m, d] = k.shape.slice(-2);
+    for (let head = 0; head * n * e < data.length; head++) for (let i = 0; i < n; i++) {
+      const from = (head * n + i) * d, row = data.subarray((head * n + i) * e, (head * n + i + 1) * e);
+      const weights = Array.from({ length: m }, (_, j) => {
+        let like = 0;
+        for (let c = 0; c < d; c++) like += q.data[from + c] * k.data[(head * m + j) * d + c];
+        return like / Math.sqrt(d);
+      });
+      const most = weights.reduce((a, b) => Math.max(a, b)), powers = weights.map((like) => Math.exp(like - most));
+      const total = powers.reduce((a, b) => a + b);
+      for (let j = 0; j < m; j++) for (let c = 0; c < e; c++) row[c] += powers[j] / total * v.data[(head * m + j) * e + c];
+    }
+    return data;
+  },
   rows(step, table, numbers) {
     const width = table.shape[1], data = new Float32Array(size(step.shape));
     numbers.data.forEach((row, i) => data.set(table.data.subarray(row * width, (row + 1) * width), i * width));
