@@ -68,7 +68,8 @@ class Blocks(Generator):
         super().__init__()
         self.noise_shape = (8, 4, 4)
         self.maps, self.group = nn.Linear(8, 24), nn.GroupNorm(2, 8)
-        nn.init.normal_(self.group.weight), nn.init.normal_(self.group.bias)
+        for parameter in (self.group.weight, self.group.bias):
+            nn.init.normal_(parameter)
 
     def forward(self, noise, captions=None):
         tokens = nn.functional.layer_norm(noise.flatten(2).mT, (8,))
