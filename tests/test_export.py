@@ -21,6 +21,7 @@ from irdm.export import FORMATS, export_run
 from irdm.export.files import WRITERS
 from irdm.files import read_tensors, sha256_of
 from irdm.generators import KleinConfig, MLPConfig
+from irdm.generators.klein_folder import KleinFolder
 from irdm.generators.klein_lora import TARGETS, adapters, merged
 from irdm.generators.klein_names import to_bfl
 from irdm.generators.klein_teacher import load_pipeline
@@ -274,8 +275,11 @@ def refused(match, run, to, out, **options):
     assert not out.exists() or list(out.iterdir()) == [out / "mine"]
 
 
-def test_wrong_requests_are_refused(full, lora, tmp_path):
+def test_wrong_requests_are_refused(full, lora, tmp_path, monkeypatch):
     out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(KleinFolder, "tells_pictures", True)
+        refused("other programs expect velocities", full, "bfl", out)
     refused("has trained all weights, and has no adapters", full, "lora", out)
     refused("--whole is the whole folder of a pipeline, and --to is lora", lora, "lora", out, whole=True)
     refused("is not there: give a run directory", tmp_path / "none", "bfl", out)

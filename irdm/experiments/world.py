@@ -71,9 +71,11 @@ class WorldCell:
 def _untrained(folder: Path, seed: int) -> Path:
     """The shipped pipeline with a transformer of random weights."""
     if not folder.is_dir():
-        pipeline = load_pipeline(open_folder(WORLD).path, torch.float32)
+        shipped = open_folder(WORLD)
+        transformer = shipped.load_transformer(torch.float32)
         torch.manual_seed(seed)
-        pipeline.transformer = type(pipeline.transformer).from_config(pipeline.transformer.config)
+        transformer = type(transformer).from_config(transformer.config)
+        pipeline = load_pipeline(shipped.path, torch.float32, transformer=transformer)
         nn.init.zeros_(pipeline.transformer.proj_out.weight)
         with replaced_folder(folder) as partial:
             pipeline.save_pretrained(partial)

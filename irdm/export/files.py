@@ -82,6 +82,11 @@ def export_run(
     config, generator = loaded.config.generator, loaded.generator
     if not isinstance(config, KleinConfig) or not isinstance(generator, Klein):
         raise ValueError(f"{run} has trained a generator '{config.kind}'; `irdm export` writes klein.")
+    if generator.folder.tells_pictures:
+        raise ValueError(
+            f"{run} has trained {generator.folder.path}, whose transformer tells pictures where other programs expect "
+            "velocities: they cannot draw it. `irdm sample` and `irdm play` do."
+        )
     if adapters and config.base and config.base.suffix != ".safetensors":
         raise ValueError(
             f"The adapters of {run} stand on {config.base}, and no other program reads a {config.base.suffix} below "

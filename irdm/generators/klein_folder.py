@@ -105,12 +105,11 @@ class KleinFolder:
 
     def load_transformer(self, dtype: torch.dtype) -> Flux2Transformer2DModel:
         """The transformer; on the meta device, when that is torch's default, its shapes alone."""
-        from diffusers import Flux2Transformer2DModel
-
+        kind = self._transformer_class()
         if self.base is None or torch.empty(0).is_meta:
-            return self._load(Flux2Transformer2DModel, "transformer", dtype)
+            return self._load(kind, "transformer", dtype)
         with torch.device("meta"):
-            network = self._load(Flux2Transformer2DModel, "transformer", dtype)
+            network = self._load(kind, "transformer", dtype)
         state = read_transformer(self.base, {name: tensor.shape for name, tensor in network.state_dict().items()})
         network.load_state_dict({name: tensor.to(dtype) for name, tensor in state.items()}, assign=True)
         return network
@@ -120,6 +119,20 @@ class KleinFolder:
         from diffusers import AutoencoderKLFlux2
 
         return self._load(AutoencoderKLFlux2, "vae", dtype)
+
+    @property
+    def tells_pictures(self) -> bool:
+        """Whether its transformer is one of irdm's own, which other programs do not know."""
+        return self.transformer.get("_class_name") == "PictureTransformer"
+
+    def _transformer_class(self) -> type[Flux2Transformer2DModel]:
+        from diffusers import Flux2Transformer2DModel
+
+        if not self.tells_pictures:
+            return Flux2Transformer2DModel
+        from irdm.generators.klein_picture import PictureTransformer
+
+        return PictureTransformer
 
     def _load(self, kind: Any, part: str, dtype: torch.dtype) -> Any:
         path = self.path / part

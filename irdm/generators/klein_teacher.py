@@ -44,7 +44,8 @@ class Teacher:
     @cached_property
     def pipeline(self) -> Any:
         """Loaded when an image is first drawn."""
-        return load_pipeline(self.folder.path, self.dtype, text_encoder=None, tokenizer=None).to(self.device)
+        parts = {"transformer": self.folder.load_transformer(self.dtype), "text_encoder": None, "tokenizer": None}
+        return load_pipeline(self.folder.path, self.dtype, **parts).to(self.device)
 
     def from_noise(self, captions: Sequence[str], noise: Float32[Tensor, "n k r q"]) -> Float32[Tensor, "n 3 h w"]:
         """Images that the given noise decides, such as a student's; on the CPU."""

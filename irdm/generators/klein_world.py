@@ -1,8 +1,9 @@
 """The klein of the captioned world: the published one's classes at 16x16 pixels, with a tokenizer and a text encoder of
 the world's own language. Its transformer and text encoder are random until `irdm train world-teacher`.
 
-Its VAE is not learned: it is the identity, written in the layers of diffusers' own, so that latents are pixels and the
-exact judge reads what the transformer drew. A token is 2x2 pixels.
+Its transformer tells the picture where klein's tells a velocity (`irdm.generators.klein_picture`). Its VAE is not
+learned: it is the identity, written in the layers of diffusers' own, so that latents are pixels and the exact judge
+reads what the transformer drew. A token is 2x2 pixels.
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ LARGE = 256.0  # what the VAE's normalisation divides by, so that pixels matter 
 
 def world_pipeline(width: int = 64, heads: int = 2, blocks: tuple[int, int] = (1, 4)) -> Flux2KleinPipeline:
     """A whole pipeline; `blocks` are those of two streams and those of one."""
-    from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline, Flux2Transformer2DModel
+    from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline
     from transformers import Qwen3ForCausalLM
+
+    from irdm.generators.klein_picture import PictureTransformer
 
     tokenizer = world_tokenizer()
     reader = reader_config(len(tokenizer))
-    transformer = Flux2Transformer2DModel(
+    transformer = PictureTransformer(
         in_channels=12,
         num_layers=blocks[0],
         num_single_layers=blocks[1],

@@ -31,6 +31,8 @@ class TeacherConfig(Config):
     """Mean of the logit of a time; 0 is a picture and 1 is noise."""
     time_std: float = Field(default=1.2, gt=0)
     """Standard deviation of the logit of a time."""
+    noise_share: float = Field(default=0.25, ge=0, le=1)
+    """Share of the scenes at time 1, where every sampler begins and one step ends."""
     width: int = Field(default=64, ge=16, le=1024)
     """Numbers of a token within the transformer."""
     heads: int = Field(default=2, ge=1, le=64)

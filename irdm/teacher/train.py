@@ -1,7 +1,8 @@
 """The training of the world's teacher, from nothing to a diffusers folder with its numbers.
 
 A picture x and noise e are paired (`irdm.world.coupling`); at a time t the network sees z = (1 - t) x + t e and tells
-e - x (Lipman et al., 2023, arXiv 2210.02747), so that x = z - t v, klein's own rule.
+the picture, of which the velocity e - x is made (Lipman et al., 2023, arXiv 2210.02747), so that x = z - t v, klein's
+own rule. The loss is that of the velocity, but no larger than at SMALLEST for the same error of the picture.
 
     OUT/plan.json        what decides the weights; written first
     OUT/start/           the folder as it was before the first step, its text encoder trained
@@ -46,6 +47,7 @@ from irdm.world.language import LONGEST
 
 PLAN, CARD = "plan.json", "world.json"
 BETAS = (0.9, 0.95)
+SMALLEST = 0.1  # time
 
 
 def train_teacher(config: TeacherConfig, out: Path, say: Say = print) -> dict[str, Any]:
@@ -196,9 +198,10 @@ class Flow:
         x = (F.pixel_unshuffle(pictures * 2 - 1, 2) - self.mean) / self.std
         e = F.pixel_unshuffle(noise, 2)
         t = torch.sigmoid(config.time_mean + config.time_std * torch.randn(len(x), generator=draw))
+        t = torch.where(torch.rand(len(x), generator=draw) < config.noise_share, 1.0, t)
         at = t[:, None, None, None]
         told = self.velocity((1 - at) * x + at * e, t, torch.stack([self.contexts[text] for text in texts]))
-        loss = (told - (e - x)).square().mean()
+        loss = ((told - (e - x)) * at / at.clamp(min=SMALLEST)).square().mean()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)

@@ -123,6 +123,25 @@ def test_what_is_written_is_a_klein(trained):
     assert (one(noise, **conditions.inputs()) - drawn).abs().max() < 1e-5
 
 
+def test_its_transformer_tells_pictures_and_gives_velocities(trained):
+    from diffusers import Flux2Transformer2DModel
+
+    folder = open_folder(trained[0] / "klein")
+    network = folder.load_transformer(torch.float32)
+    generator = KleinConfig(model=folder.path, length=LONGEST).build(SHAPE, SPEC)
+    noise, times = torch.randn(2, *generator.noise_shape), torch.tensor([1.0, 0.25])
+    asked = SPEC.named(["a red circle", "two crosses"], 2).inputs()
+    assert folder.tells_pictures
+    assert type(generator.transformer) is type(network) is not Flux2Transformer2DModel
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(Flux2Transformer2DModel, "forward", lambda self, z, **given: (z / 2,))
+        (velocity,) = network(noise.flatten(2).mT, timestep=times)
+        patch.setattr(Flux2Transformer2DModel, "forward", lambda self, z, **given: (torch.zeros_like(z),))
+        mean = generator(noise, **asked)
+    assert torch.equal(velocity, noise.flatten(2).mT / 2 / times[:, None, None])
+    assert mean.std((0, 2, 3)).max() < 1e-5, "of all pictures, without a trace of the noise"
+
+
 def test_a_teacher_of_another_world_is_refused(trained, tmp_path):
     folder = tmp_path / "klein"
     shutil.copytree(trained[0] / "klein", folder)
