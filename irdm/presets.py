@@ -273,12 +273,10 @@ def world() -> RunConfig:
     return RunConfig(
         preset="world",
         data=WorldConfig(),
-        battery=LocalBatteryConfig(
-            held_in=("pixels", "pca", "bands", "patches", "parts", "tone", "caption"), steps=400
-        ),
+        battery=LocalBatteryConfig(held_in=(*HELD_IN, "parts", "gram", "caption"), steps=400),
         generator=KleinConfig(model=Path("world"), length=12),
         distance=NystromMMDConfig(
-            landmarks=1024, kmeans_iterations=5, bandwidths=(0.25, 0.5, 1.0, 2.0), condition_bandwidth=0.5
+            landmarks=1024, kmeans_iterations=5, bandwidths=(0.5, 1.0, 2.0), condition_bandwidth=1.0
         ),
         controller=ControllerConfig(kind="uniform"),
         evaluation=EvaluationConfig(
@@ -287,7 +285,7 @@ def world() -> RunConfig:
         rollout=512,
         micro_batch=128,
         steps=300,
-        lr=5e-3,
+        lr=0.015,
         warmup=10,
         final_lr=0.01,
         ema_decay=0.99,
