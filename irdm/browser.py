@@ -186,8 +186,11 @@ class Recorder(TorchDispatchMode):
         return self.names[id(tensor)]
 
 
-MADE = {"view", "permute", "join", "slice", "rows", "mean", "normed", "attention", "linear", "convolution", "bilinear"}
-PAGE = MADE | {"add", "mul", "silu", "sigmoid", "rsqrt", "clamp"}
+PAGE = {
+    *("view", "permute", "join", "slice", "rows"),
+    *("add", "mul", "silu", "sigmoid", "rsqrt", "clamp"),
+    *("mean", "normed", "linear", "attention", "convolution", "bilinear"),
+}
 """What `irdm/report/draw.js` knows."""
 Writer = Callable[..., Any]
 """(recorder, result, arguments of PyTorch's operation) -> something true when steps of PAGE were written for it."""
@@ -224,7 +227,9 @@ def _convolution(to: Recorder, out: Tensor, x: Tensor, weight: Tensor, bias: Any
 
 
 def _slice(to: Recorder, out: Tensor, x: Tensor, dim: int = 0, start: Any = None, end: Any = None, by: int = 1) -> Any:
-    return by == 1 and [to.step("slice", out, x, dim=dim % x.ndim, start=start or 0)]
+    first = start or 0
+    first += x.shape[dim] if first < 0 else 0
+    return by == 1 and [to.step("slice", out, x, dim=dim % x.ndim, start=first)]
 
 
 def _split(to: Recorder, out: Sequence[Tensor], x: Tensor, sizes: Any, dim: int = 0) -> Any:

@@ -102,8 +102,10 @@ def check_beside(source: ImageSource, dataset: Dataset) -> list[str]:
 
     Raises ValueError when every judged image is a held-out one.
     """
-    digests, (train, val) = source.digests(range(len(source))), (set(s.digests) for s in (dataset.train, dataset.val))
-    repeats, seen, held = len(digests) - len(set(digests)), *(sum(d in side for d in digests) for side in (train, val))
+    digests = source.digests(range(len(source)))
+    train, val = ({*split.digests} for split in (dataset.train, dataset.val))
+    seen, held = (sum(digest in side for digest in digests) for side in (train, val))
+    repeats = len(digests) - len({*digests})
     if held == len(digests):
         raise ValueError(
             f"All {held} images of {printable(str(source.path))} are held-out images of {dataset.name}, so that "
