@@ -16,6 +16,7 @@ Letters: n scenes; l text tokens of d numbers.
 
 from __future__ import annotations
 
+import json
 import time
 from itertools import chain
 from pathlib import Path
@@ -98,6 +99,10 @@ def _save(pipeline: Any, folder: Path) -> None:
         pipeline.save_pretrained(folder)
     finally:
         logging.enable_progress_bar()
+    for path in folder.rglob("*.json"):  # which say in what folder a part once lay
+        content = json.loads(path.read_text())
+        if content.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 class Flow:

@@ -113,6 +113,7 @@ def test_what_is_written_is_a_klein(trained):
     folder = out / "klein"
     card = read_manifest(folder / "world.json", "")
     assert card["world"] == signature() and set(card["judged"]) == {"seen", "held-out"}
+    assert not any(str(out) in path.read_text() for path in folder.rglob("*.json")), "whoever made it, and where"
     images = Teacher(folder, SHAPE, length=LONGEST, precision="float32")(["a red circle", "two crosses"], [0, 1])
     assert images.shape == (2, *SHAPE)
     network = KleinConfig(model=folder, length=LONGEST).build(SHAPE, SPEC)
