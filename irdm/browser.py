@@ -306,7 +306,7 @@ OPERATIONS: dict[str, Writer] = {
     "add_": _two("add"),  # the sum has the name from here on
     "sub": _less,
     "mul": _two("mul"),
-    "div": lambda to, out, x, by: isinstance(by, float | int) and [to.step("mul", out, x, 1 / by)],
+    "div": lambda to, out, x, by: id(by) not in to.drawn and [to.step("mul", out, x, 1 / by)],  # known beforehand
     "neg": lambda to, out, x: [to.step("mul", out, x, -1.0)],
     "pow": _square,
     "addcmul": _addcmul,

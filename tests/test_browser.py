@@ -79,7 +79,7 @@ class Blocks(Generator):
         turned = torch.stack([-odd, even], dim=-1).flatten(3)
         q, k, v = (part.permute(0, 2, 1, 3) for part in (q, turned, v))
         mixed = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        both = torch.cat([mixed, tokens - mixed / 2], dim=1)[:, -24:24]
+        both = torch.cat([mixed, tokens - mixed / (2 * noise.new_ones(1))], dim=1)[:, -24:24]
         maps = self.group(both.mT.reshape(-1, 8, 4, 4))
         return (nn.functional.pixel_shuffle(maps, 2) * 0.2 + 0.5).clamp(0, 1)[:, :1]
 
@@ -147,6 +147,7 @@ class Odd(Generator):
     [
         (ReLUMLPConfig().build((1, 2, 2), NoSpec()), "uses relu"),
         (Odd(lambda x: x.clamp(0, 2)), "uses clamp"),
+        (Odd(lambda x: x / x.sigmoid()), "uses div"),
         (Odd(lambda x: x.sigmoid_()), "uses sigmoid_"),
         (Odd(lambda x: torch.nn.functional.softmax(x, 1)), "uses _softmax"),
         (Odd(lambda x: torch.ones(1, 4)), "reads its noise by"),
