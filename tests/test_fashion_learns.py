@@ -1,6 +1,6 @@
 """Clothes from nothing: near real to the encoders that train, to those held out, and to a classifier of its own.
 
-A run takes 45 core-minutes. With IRDM_PROOFS, runs are kept in that folder, and go on there.
+A run takes three quarters of an hour of a core. With IRDM_PROOFS, runs are kept in that folder, and go on there.
 """
 
 from __future__ import annotations
