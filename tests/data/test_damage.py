@@ -117,15 +117,18 @@ def test_a_damaged_tar_header_is_not_the_end(tmp_path, kind, damage):
     whole, path = make(kind), tmp_path / "some.tar"
     with tarfile.open(fileobj=io.BytesIO(whole)) as archive:
         headers = [member.offset for member in archive]
+    dice = random.Random(3)
+    # the two bytes that end a checksum's digits, and its leading zero, may be written in several ways that say the same
+    said = [at for at in range(500) if at not in (148, 154, 155)]
     for start in headers:
         for _ in range(8):
             changed = bytearray(whole)
             if damage == "zeroed":
                 changed[start : start + 512] = bytes(512)
             elif damage == "flipped":
-                changed[start + random.randrange(500)] ^= 1 << random.randrange(8)
+                changed[start + dice.choice(said)] ^= 1 << dice.randrange(8)
             else:
-                del changed[start + random.randrange(1, 512) :]
+                del changed[start + dice.randrange(1, 512) :]
             path.write_bytes(changed)
             with pytest.raises(ValueError, match="some.tar"):
                 open_source(path)
