@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 pytest.importorskip("diffusers")
 
@@ -19,23 +20,25 @@ from irdm.generators.klein_folder import open_folder
 from irdm.generators.klein_teacher import Teacher
 from irdm.generators.klein_world import identity_vae, world_tokenizer
 from irdm.teacher import TeacherConfig, train_teacher
-from irdm.teacher.train import Flow
+from irdm.teacher.config import DistillationConfig, FlowConfig
+from irdm.teacher.distillation import Distillation
+from irdm.teacher.flow import Flow
+from irdm.teacher.training import Training
 from irdm.world import EMBEDDER, captions_of, correct, read_scenes, signature
 from irdm.world.coupling import paired
 from irdm.world.language import LONGEST, choices, sentences
 
 SHAPE = (3, 16, 16)
 SPEC = PromptSpec(embedder=EMBEDDER, width=4)
+SHORT: dict = {"minutes": 0.1, "batch": 6, "log_every": 1, "checkpoint_minutes": 1e-9}
 FEW = TeacherConfig(
-    minutes=0.1,
     width=16,
     heads=1,
     blocks=(1, 1),
-    batch=6,
     reading_steps=2,
+    flow=FlowConfig(**SHORT),
+    distillation=DistillationConfig(**SHORT),
     judged=12,
-    log_every=1,
-    checkpoint_minutes=1e-9,
 )
 
 
@@ -81,31 +84,68 @@ def test_every_sentence_is_read_by_words():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """A teacher of a few steps, killed after three of them, its newest checkpoint damaged, and gone on with."""
-    out, said, step = tmp_path_factory.mktemp("teacher") / "run", [], Flow._step
+    """A teacher of a few steps, killed after three of each training, the newest checkpoint damaged, and gone on with."""
+    out, said, step = tmp_path_factory.mktemp("teacher") / "run", [], Training._step
 
-    def killed(flow: Flow, number: int, *rest):
-        if number == 3:
-            raise SystemError("killed")
-        return step(flow, number, *rest)
+    for stage in (Flow, Distillation):
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Flow, "_step", killed)
-        with pytest.raises(SystemError):
-            train_teacher(FEW, out, said.append)
-    file = out / "checkpoints" / "step-00000003" / "ema.safetensors"
-    file.write_bytes(file.read_bytes()[:-5])
-    said.append("again")
+        def killed(training: Training, number: int, *rest, stage: type = stage):
+            if number == 3 and type(training) is stage:
+                raise SystemError("killed")
+            return step(training, number, *rest)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Training, "_step", killed)
+            with pytest.raises(SystemError):
+                train_teacher(FEW, out, said.append)
+        file = out / stage.name / "checkpoints" / "step-00000003" / "ema.safetensors"
+        file.write_bytes(file.read_bytes()[:-5])
+        said.append("again")
     train_teacher(FEW, out, said.append)
     return out, said
 
 
 def test_a_killed_training_goes_on_from_what_is_whole(trained):
     _, said = trained
-    again = said[said.index("again") + 1 :]
-    assert again[0].startswith("warning: ") and "step-00000003" in again[0]
-    assert again[1].startswith("resuming after step 2")
+    first, second = (index for index, line in enumerate(said) if line == "again")
+    for again in (said[first + 1 :], said[second + 1 :]):
+        assert again[0].startswith("warning: ") and "step-00000003" in again[0]
+        assert again[1].startswith("resuming after step 2")
     assert sum("text encoder" in line for line in said) == 1
+    assert not any(line.startswith("flow:") for line in said[second:]), "it has ended, and is not done again"
+
+
+def test_distillation_tells_where_four_steps_end(trained):
+    start = trained[0] / "base"
+    training = Distillation(FEW.distillation, 0, start)
+    texts = [*training.contexts][:3]
+    noise = torch.randn(3, 12, 8, 8)
+    states = training.states(noise, torch.stack([training.contexts[text] for text in texts]))
+    assert len(states) == 5 and torch.equal(states[0], noise)
+    pixels = F.pixel_shuffle(states[-1] * training.std + training.mean, 2) / 2 + 0.5
+    drawn = Teacher(start, SHAPE, length=LONGEST, precision="float32").from_noise(texts, noise)
+    assert (pixels.clamp(0, 1) - drawn).abs().max() < 1e-4
+
+    for parameter in training.net.parameters():  # what is learned moves, what is told does not
+        parameter.data.add_(0.1)
+    again = training.states(noise, torch.stack([training.contexts[text] for text in texts]))
+    assert torch.equal(again[-1], states[-1])
+
+
+def test_distillation_makes_one_step_end_nearer_to_four(trained):
+    training = Distillation(FEW.distillation, 0, trained[0] / "base")
+    texts = [*training.contexts][:12]
+    context, noise = torch.stack([training.contexts[text] for text in texts]), torch.randn(12, 12, 8, 8)
+    x = training.states(noise, context)[-1]
+
+    def error() -> float:
+        with torch.no_grad():
+            return (noise - training.velocity(noise, torch.ones(12), context) - x).square().mean().item()
+
+    before, optimizer = error(), torch.optim.AdamW(training.net.parameters())
+    for step in range(30):
+        training._step(step, 1e-3, optimizer)
+    assert error() < 0.8 * before
 
 
 def test_what_is_written_is_a_klein(trained):
@@ -167,5 +207,5 @@ def test_captions_that_the_world_cannot_show_are_refused(trained, caption, probl
 
 def test_another_training_does_not_go_on_in_its_place(trained):
     with pytest.raises(ValueError, match="something else"):
-        train_teacher(FEW.model_copy(update={"lr": 1e-3}), trained[0], lambda text: None)
+        train_teacher(FEW.model_copy(update={"seed": 1}), trained[0], lambda text: None)
     assert main(["train", "world-teacher", "--limit", "120"]) == 2
