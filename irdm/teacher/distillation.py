@@ -1,7 +1,7 @@
 """From many steps to four: the network learns to tell, from any state of its own four steps, what they come to.
 
-Noise leads to one picture by four steps of the network as it was, so what is to be told at time 1 is one picture and not
-a mean of pictures. Sources: rectified flow (Liu et al., 2023, arXiv 2209.03003); along the sampler's own states,
+Noise leads to one picture by four steps of the network as it was, so what is to be told at time 1 is one picture, not a
+mean of pictures. Sources: rectified flow (Liu et al., 2023, arXiv 2209.03003); along the sampler's own states,
 consistency models (Song et al., 2023, arXiv 2303.01469). FLUX.2 [klein] is distilled to four steps, too.
 
 Letters: n scenes; l text tokens of d numbers.

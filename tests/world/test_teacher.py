@@ -84,7 +84,7 @@ def test_every_sentence_is_read_by_words():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """A teacher of a few steps, killed after three of each training, the newest checkpoint damaged, and gone on with."""
+    """A teacher of a few steps, killed after three of each training, its newest checkpoint damaged, and gone on."""
     out, said, step = tmp_path_factory.mktemp("teacher") / "run", [], Training._step
 
     for stage in (Flow, Distillation):
