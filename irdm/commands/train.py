@@ -26,7 +26,7 @@ class Train(Config):
     Any field of the preset can be set, nested ones with dots; `irdm train PRESET --help` lists them:
       irdm train digits --rollout 4096 --distance.kind exact-mmd --battery.steps 100
 
-    `irdm train world-teacher` trains the teacher of the captioned world in place of a generator, by flow matching.
+    `irdm train world-teacher` trains the teacher of the captioned world in place of a generator.
     """
 
     preset: str | None = word(None)

@@ -7,7 +7,7 @@ from pydantic import Field
 from irdm.config import Config, free
 
 
-class StageConfig(Config):
+class TrainingConfig(Config):
     """A training by AdamW, for a time by the clock."""
 
     minutes: float = Field(default=50.0, gt=0, le=1e5)
@@ -30,7 +30,7 @@ class StageConfig(Config):
     """Time between checkpoints."""
 
 
-class FlowConfig(StageConfig):
+class FlowConfig(TrainingConfig):
     """Flow matching: times are drawn, and the network tells noise from picture."""
 
     time_mean: float = 0.8
@@ -41,7 +41,7 @@ class FlowConfig(StageConfig):
     """Share of the scenes at time 1, where every sampler begins and one step ends."""
 
 
-class DistillationConfig(StageConfig):
+class DistillationConfig(TrainingConfig):
     """Distillation to four steps."""
 
     minutes: float = Field(default=25.0, gt=0, le=1e5)

@@ -9,7 +9,6 @@ Letters: n scenes; l text tokens of d numbers.
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 import torch
@@ -34,7 +33,7 @@ class Distillation(Training):
         sampler = Teacher(start, (3, SIDE, SIDE), length=LONGEST, precision="float32")
         sampler(list(self.contexts)[:1], [0])  # the pipeline sets the times of an image's size when it draws one
         self.times = sampler.pipeline.scheduler.sigmas.float()
-        self.base = copy.deepcopy(self.net).requires_grad_(False)
+        self.base = sampler.pipeline.transformer.requires_grad_(False)
 
     def loss(self, texts: list[str], context: Float32[Tensor, "n l d"], draw: torch.Generator) -> Float32[Tensor, ""]:
         """Mean square of the picture's error over time: all scenes at time 1, some again at a later time each."""

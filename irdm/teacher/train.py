@@ -1,12 +1,14 @@
 """The training of the world's teacher, from nothing to a diffusers folder with its numbers.
 
-OUT/plan.json        what decides the weights; written first
-OUT/start/           the folder as it was before the first step, its text encoder trained
-OUT/flow/            the first training: checkpoints and metrics
-OUT/base/            the network of many steps that it makes, a diffusers folder in half precision
-OUT/distillation/    the second training, which begins with that
-OUT/klein/           the teacher, with world.json, its card
-OUT/result.json      the card again, written last
+Flow matching makes a network of many steps, and distillation one of four. Of what each finishes nothing is done again.
+
+    OUT/plan.json        what decides the weights; written first
+    OUT/start/           the folder as it was before the first step, its text encoder trained
+    OUT/flow/            the first training: checkpoints and metrics
+    OUT/base/            the network of many steps that it makes, a diffusers folder in half precision
+    OUT/distillation/    the second training, which begins with that
+    OUT/klein/           the teacher, with world.json, its card
+    OUT/result.json      the card again, written last
 """
 
 from __future__ import annotations

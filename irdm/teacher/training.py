@@ -28,12 +28,13 @@ from irdm.log import MetricsLog
 from irdm.ops.sampling import generator_for
 from irdm.process import interruptible
 from irdm.progress import Say
-from irdm.teacher.config import StageConfig
+from irdm.teacher.config import TrainingConfig
 from irdm.text.contexts import ContextEncoder
 from irdm.world import CATEGORIES, captions_of
 from irdm.world.language import LONGEST
 
 BETAS = (0.9, 0.95)
+TOOK = ("seconds", "core_seconds", "loss")  # of a training so far, the last a running mean
 SMALLEST = 0.1  # time, by which an error of the picture is divided
 
 
@@ -43,7 +44,7 @@ class Training(ABC):
     name: str
     """Of the draws, and in lines of progress."""
 
-    def __init__(self, config: StageConfig, seed: int, start: Path):
+    def __init__(self, config: TrainingConfig, seed: int, start: Path):
         """Begin with the transformer of a folder, `start`."""
         self.config, self.seed, self.start = config, seed, start
         folder = open_folder(start)
@@ -72,7 +73,7 @@ class Training(ABC):
         config, trained = self.config, dict(self.net.named_parameters())
         optimizer = torch.optim.AdamW(trained.values(), config.lr, BETAS, weight_decay=config.weight_decay)
         ema = EMA(trained, config.ema_decay)
-        step, seconds, cores = 0, 0.0, 0.0
+        step, seconds, cores, mean = 0, 0.0, 0.0, None
         resumed, refused = load_latest(out / "checkpoints")
         for problem in refused:
             say(f"warning: {problem} Using the one before.")
@@ -80,17 +81,18 @@ class Training(ABC):
             restore(trained, resumed.tensors["generator"], out)
             ema.load_state_dict(resumed.tensors["ema"])
             load_optimizer(optimizer, list(trained), resumed.tensors["training"])
-            step, seconds, cores = resumed.step, resumed.state["seconds"], resumed.state["core_seconds"]
+            step, (seconds, cores, mean) = resumed.step, (resumed.state[key] for key in TOOK)
             say(f"resuming after step {step}, {seconds / 60:.1f} minutes")
 
         def save() -> None:
             tensors = {"generator": {name: p.detach() for name, p in trained.items()}, "ema": ema.state_dict()}
             tensors["training"] = optimizer_tensors(optimizer, list(trained))
-            save_checkpoint(out / "checkpoints", step, tensors, {"seconds": seconds, "core_seconds": cores}, keep=2)
+            state: dict[str, Any] = dict(zip(TOOK, (seconds, cores, mean), strict=True))
+            save_checkpoint(out / "checkpoints", step, tensors, state, keep=2)
 
         out.mkdir(exist_ok=True)
         log = MetricsLog(out / "metrics.jsonl", step, say=say)
-        total, saved, mean = 60 * config.minutes, seconds, None
+        total, saved = 60 * config.minutes, seconds
         with interruptible() as interrupted:
             while seconds < total:
                 tick, core_tick = time.monotonic(), time.process_time()

@@ -16,7 +16,7 @@ from irdm.cli import main
 from irdm.conditions import PromptSpec
 from irdm.files import read_manifest
 from irdm.generators import KleinConfig
-from irdm.generators.klein_folder import open_folder
+from irdm.generators.klein_folder import WORLD, open_folder
 from irdm.generators.klein_teacher import Teacher
 from irdm.generators.klein_world import identity_vae, world_tokenizer
 from irdm.teacher import TeacherConfig, train_teacher
@@ -115,6 +115,14 @@ def test_a_killed_training_goes_on_from_what_is_whole(trained):
     assert not any(line.startswith("flow:") for line in said[second:]), "it has ended, and is not done again"
 
 
+def test_what_is_finished_is_only_judged_again(trained):
+    out, said = trained[0], []
+    before = read_manifest(out / "result.json", "")
+    card = train_teacher(FEW, out, said.append)
+    assert card["flow"] == before["flow"] and card["distillation"] == before["distillation"]
+    assert card["distillation"]["loss"] > 0 and not any("of 0.1 minutes" in line for line in said)
+
+
 def test_distillation_tells_where_four_steps_end(trained):
     start = trained[0] / "base"
     training = Distillation(FEW.distillation, 0, start)
@@ -132,20 +140,22 @@ def test_distillation_tells_where_four_steps_end(trained):
     assert torch.equal(again[-1], states[-1])
 
 
-def test_distillation_makes_one_step_end_nearer_to_four(trained):
-    training = Distillation(FEW.distillation, 0, trained[0] / "base")
-    texts = [*training.contexts][:12]
-    context, noise = torch.stack([training.contexts[text] for text in texts]), torch.randn(12, 12, 8, 8)
+def test_distillation_makes_one_step_end_nearer_to_four():
+    """Of the teacher that ships, on noise and captions that it was not trained on just now."""
+    training = Distillation(DistillationConfig(batch=12), 0, open_folder(WORLD).path)
+    texts = [*training.contexts][::150]
+    context = torch.stack([training.contexts[text] for text in texts])
+    noise = torch.randn(len(texts), 12, 8, 8, generator=torch.Generator().manual_seed(0))
     x = training.states(noise, context)[-1]
 
     def error() -> float:
         with torch.no_grad():
-            return (noise - training.velocity(noise, torch.ones(12), context) - x).square().mean().item()
+            return (noise - training.velocity(noise, torch.ones(len(texts)), context) - x).square().mean().item()
 
     before, optimizer = error(), torch.optim.AdamW(training.net.parameters())
-    for step in range(30):
+    for step in range(40):
         training._step(step, 1e-3, optimizer)
-    assert error() < 0.8 * before
+    assert error() < 0.7 * before
 
 
 def test_what_is_written_is_a_klein(trained):
