@@ -15,6 +15,18 @@ def silent(text: str) -> None:
     """Says nothing."""
 
 
+def once(say: Say) -> Say:
+    """`say`, which tells a line once: what is known before a long step and again after it, a reader needs once."""
+    told: set[str] = set()
+
+    def tell(text: str) -> None:
+        if text not in told:
+            told.add(text)
+            say(text)
+
+    return tell
+
+
 class Meter:
     """Counts what is done of a total, and says so every few seconds: a short step says nothing.
 

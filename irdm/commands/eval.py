@@ -164,9 +164,11 @@ def _judge_source(
     from irdm.data.checks import check_judged
     from irdm.data.sources import open_source
     from irdm.evaluation import evaluate_source
+    from irdm.progress import once
     from irdm.report import write_report
 
     ranks, device = shared["ranks"], shared["device"]
+    shared["progress"] = once(shared["progress"])  # notes on the images come before anything is fitted, and when judged
     with ranks.together():
         source = open_source(given.source)
         prompts = read_prompts(given.prompts, source) if given.prompts else None

@@ -14,7 +14,7 @@ from irdm.evaluation.defects import DEFECTS
 from irdm.evaluation.sensitivity import Sensitivity, sees
 
 FINE = 16  # places between two levels
-LIKE = 0.5  # share of a profile over encoders that a defect must explain before the images are said to look like it
+LIKE = 0.55  # share of a profile over encoders that a defect must explain before the images are said to look like it
 TINY = 1e-4  # in ratios
 
 
@@ -38,7 +38,7 @@ def place(
 
     The defect and the level, between two levels too, whose ratios over encoders come nearest to those of the images:
     their logarithms in units of how far real draws move, by the sum of absolute differences, so that an odd encoder
-    does not decide. Where none explains half of that, the first defect that the encoder `worst` sees, at the level that
+    does not decide. Where none explains 55% of that, the first defect that the encoder `worst` sees, at the level that
     is as far to that one. None where neither is there.
 
     Args:
