@@ -260,6 +260,34 @@ class Tone(nn.Module):
         return torch.cat([(mean + 0.02).log(), energy.log(), skewness, *above, colors], 1)
 
 
+class Palette(nn.Module):
+    """How much of an image has each colour: the log of a soft histogram over triples of levels, not over channels.
+
+    Of images averaged to at most 32 x 32, in `levels` steps a channel; each channel by itself unless there are three.
+    Sees mixtures of colours, fading and ghosts, which may leave the channels as they are. Blind to where anything is.
+    """
+
+    levels: Tensor
+
+    def __init__(self, levels: int = 5):
+        super().__init__()
+        self.side = 32
+        self.register_buffer("levels", torch.arange(levels) / (levels - 1))
+
+    def shares(self, images: Images) -> Rows:
+        """Of the pixels, by colour, red changing most slowly: they sum to 1, or to that for each channel by itself."""
+        x = shrink(images, self.side).flatten(2)[:, :, None]
+        apart = (x - self.levels[:, None]) * (len(self.levels) - 1)  # in steps
+        near = (-2 * apart.square()).softmax(2)  # [n, c, levels, pixels]
+        if near.shape[1] != 3:
+            return near.mean(3).flatten(1)
+        red, green, blue = near.unbind(1)
+        return (red[:, :, None] * green[:, None]).flatten(1, 2).bmm(blue.mT).flatten(1) / near.shape[3]
+
+    def forward(self, images: Images) -> Rows:
+        return (1 / 256 + self.shares(images)).log()
+
+
 def shrink(images: Images, side: int) -> Float[Tensor, "n c s t"]:
     """Averaged to at most `side` x `side` pixels."""
     size = (min(side, images.shape[2]), min(side, images.shape[3]))

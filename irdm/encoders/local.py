@@ -1,6 +1,6 @@
 """Batteries that are fitted on your own images: `local`, `lite` and `lite+local`.
 
-Twelve small encoders by different principles, which need nothing but the images, and two pretrained networks whose
+Thirteen small encoders by different principles, which need nothing but the images, and two pretrained networks whose
 weights lie in ordinary packages (irdm.encoders.lite). Fitted on the train split only, seeded, cached by content.
 
 | encoder | principle | numbers |
@@ -13,6 +13,7 @@ weights lie in ordinary packages (irdm.encoders.lite). Fitted on the train split
 | gram | energies and correlations of responses to random whitened patches | 64 |
 | content | a classifier's logits; convolutions, no brightness, no contrast | classes - 1, at most 16 |
 | tone | mean, spread, skewness and histogram of an image's values | 24 |
+| palette | log shares of colours, all channels together | 64 |
 | damage | how much noise, blur, pattern was added, as a network tells it | 16 |
 | correlation | correlations of neighbouring pixels and of colours | 32 |
 | layout | a classifier's logits; a perceptron on 16 x 16 pixels | classes - 1, at most 16 |
@@ -20,8 +21,8 @@ weights lie in ordinary packages (irdm.encoders.lite). Fitted on the train split
 | lite0 | means and spreads of maps of EfficientNet-Lite0, ImageNet | 64 |
 | squeezenet | means and spreads of maps of SqueezeNet 1.1, ImageNet | 64 |
 
-Of the twelve the first eight and `caption` train and the others judge, `parts`, `gram` and `caption` only where they
-are asked for; lite0 trains and squeezenet judges. A defect that an eye sees has a witness on both sides, and the two
+Of the thirteen the first nine and `caption` train and the others judge, `parts`, `gram`, `palette` and `caption` only
+where they are asked for; lite0 trains and squeezenet judges. A defect that an eye sees has a witness on both sides, and the two
 fail differently: bands, patches and parts (fixed filters) beside damage (learned) and correlation (ratios of energies,
 as gram's are: where that trains, damage is the independent one); content (local, without brightness and contrast),
 pixels, pca and tone beside layout (global, with them).
@@ -46,7 +47,7 @@ from irdm.conditions import Spec, draw
 from irdm.config import Config
 from irdm.data.base import Dataset, Shape, Split
 from irdm.encoders.base import Battery, Encoder
-from irdm.encoders.fixed import Bands, Correlation, Gram, Parts, Patches, Pixels, Tone, Whitened
+from irdm.encoders.fixed import Bands, Correlation, Gram, Palette, Parts, Patches, Pixels, Tone, Whitened
 from irdm.encoders.learned import Assess, Caption, Classify, Content, Contrast, Damage, Describe, Layout
 from irdm.encoders.lite import Pretrained, require_shipped
 from irdm.files import clear_partial, hash_of, hash_tensors, read_tensors, write_tensors
@@ -66,6 +67,7 @@ ENCODERS: dict[str, tuple[Maker, int | None]] = {  # a view, and the numbers it 
     "gram": (lambda shape, outputs, width: Gram(shape), 64),
     "content": (Content, 16),
     "tone": (lambda shape, outputs, width: Tone(shape[0]), 24),
+    "palette": (lambda shape, outputs, width: Palette(), 64),
     "damage": (lambda shape, outputs, width: Damage(shape, width), 16),
     "correlation": (lambda shape, outputs, width: Correlation(shape[0]), 32),
     "layout": (Layout, 16),

@@ -114,7 +114,9 @@ def test_a_folder_of_real_images_is_compared_with_and_kept_in_the_cache(pictures
     done("eval", pictures / "fresh", "--against", real, *few, "--out", "fresh", *JUDGED)
     text = capsys.readouterr().out
     assert f"{real}: 80 images are train and 80 others are held out as val" in text
-    assert text.count("128 images are judged, and 80 are held out") == 2, "before anything is fitted, and beside the scores"
+    assert text.count("128 images are judged, and 80 are held out") == 2, (
+        "before anything is fitted, and beside the scores"
+    )
     assert f"irdm reference build NAME --train {real} --judge-only" in text and "distance and its floor" not in text
     done("eval", pictures / "blurred", "--against", real, *few, "--out", "blurred", *JUDGED)
     text = capsys.readouterr().out

@@ -16,6 +16,7 @@ from irdm.encoders.fixed import (
     Bands,
     Correlation,
     Gram,
+    Palette,
     Parts,
     Patches,
     Pixels,
@@ -168,3 +169,29 @@ def test_tone_does_not_see_place():
     images = noise(2, 1, 8, 8)
     moved = images.flatten(2)[:, :, torch.randperm(64, generator=torch.Generator().manual_seed(1))].view_as(images)
     assert torch.allclose(Tone(1)(images), Tone(1)(moved), atol=1e-5)
+
+
+def test_a_palette_is_a_histogram_of_colours_that_is_soft():
+    image = noise(2, 3, 9, 7, seed=5)
+    shares = Palette(4).shares(image)
+    pixels = image[1].flatten(1).double().numpy()
+    grid = np.arange(4) / 3
+    near = np.exp(-2 * ((pixels[:, None] - grid[:, None]) * 3) ** 2)
+    near /= near.sum(1, keepdims=True)
+    expected = np.einsum("rp,gp,bp->rgb", *near) / 63
+    assert np.allclose(shares[1].reshape(4, 4, 4), expected, atol=1e-6) and shares.sum(1) == pytest.approx(1)
+    hard, _ = np.histogramdd(np.round(pixels.T * 3), bins=[np.arange(5) - 0.5] * 3)
+    assert np.corrcoef(expected.ravel(), hard.ravel())[0, 1] > 0.6
+    assert Palette(4)(noise(2, 1, 40, 40)).shape == (2, 4) and Palette(4)(noise(2, 4, 5, 5)).shape == (2, 16)
+
+
+def test_a_palette_sees_mixtures_that_no_channel_shows():
+    red, green, black, yellow = (
+        torch.tensor(c)[:, None].expand(3, 8) for c in ((1.0, 0, 0), (0, 1.0, 0), (0.0, 0, 0), (1.0, 1, 0))
+    )
+    two, other = torch.cat([red, green], 1), torch.cat([black, yellow], 1)
+    assert torch.equal(two.sort(1).values, other.sort(1).values), "channel by channel they are alike"
+    there, apart = (Palette().shares(x.reshape(1, 3, 4, 4)) for x in (two, other))
+    assert (there - apart).abs().sum() > 1.5, "of at most 2"
+    turned = two[:, torch.randperm(16, generator=torch.Generator().manual_seed(0))].reshape(1, 3, 4, 4)
+    assert torch.allclose(Palette()(turned), Palette()(two.reshape(1, 3, 4, 4)), atol=1e-5), "wherever a colour stands"
