@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from irdm.conditions import Spec, draw
 from irdm.data.base import Dataset, Shape
-from irdm.distances import AnyDistance
+from irdm.distances import AnyDistance, is_joint
 from irdm.encoders import AnyBattery, FittedBatteryConfig, IdentityBatteryConfig, PanelBatteryConfig
 from irdm.encoders.panel import entries
 from irdm.evaluation.defects import DEFECTS
@@ -170,10 +170,11 @@ def estimate(
     generator = generator or generator_cost(config.generator, image_shape, spec)
     encoders = encoder_costs(config.battery, image_shape, spec)
     held_in = getattr(config.battery, "held_in", tuple(encoders))
-    trained = [encoders[name] for name in held_in if name in encoders]
+    names = [name for name in held_in if name in encoders]
+    trained = [encoders[name] for name in names]
     largest = max((cost for cost, _ in trained), key=lambda cost: cost.graph_bytes)
-    joint = spec.width if config.joint else 0
-    widths = sum(dim + joint for _, dim in trained)
+    joined = [dim + spec.width * is_joint(config.joint, name) for name, (_, dim) in zip(names, trained, strict=True)]
+    widths = sum(joined)
     micro_batch = min(config.micro_batch or config.rollout, -(-config.rollout // ranks))
     divided = ranks if config.shard else 1
     averaged, offloaded = config.ema_decay is not None, getattr(config.battery, "offload", False)
@@ -200,7 +201,7 @@ def estimate(
     # Pass 1 forward; pass 3 forward and backward, where the generator's weights and inputs both have a gradient and the
     # encoders only hand one on. Held-out encoders run at checks alone.
     image = (4 + recomputed - few) * generator.flops + 3 * sum(cost.flops for cost, _ in trained)
-    compared = sum(distance_flops(config.distance, config.rollout, dim + joint) for _, dim in trained)
+    compared = sum(distance_flops(config.distance, config.rollout, width) for width in joined)
     return Estimate(generator.parameters, memory, config.rollout * image + compared)
 
 
@@ -362,13 +363,13 @@ class _Timed:
         return sum(times[1:]) / (len(times) - 1)
 
     def _compare(self) -> float:
-        """Seconds of one distance of a rollout and its gradient, on features of the mean width."""
+        """Seconds of one distance of a rollout and its gradient, on features of the mean width, joint if most are."""
         width = round(sum(encoder.dim for encoder in self.held_in.values()) / len(self.held_in))  # type: ignore[misc]
         conditions, config = self.dataset.train.conditions, self.config
         count = min(len(conditions), getattr(config.distance, "landmarks", config.rollout))
         rows, asked = torch.arange(max(2, count)) % len(conditions), draw(conditions, config.rollout, "estimate", 0)
         real, fake = conditions[rows].tau, conditions[asked].tau
-        if not config.joint:
+        if 2 * sum(is_joint(config.joint, name) for name in self.held_in) <= len(self.held_in):
             real = fake = None
         distance = config.distance.build().to(self.device).fit(torch.randn(len(rows), width, device=self.device), real)
         features = torch.randn(config.rollout, width, device=self.device, requires_grad=True)

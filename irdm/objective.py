@@ -66,7 +66,7 @@ class Objective:
 
         Args:
             features: {encoder: [n, d]}, this rank's rows. The distances see the rows of all ranks, and divide the work.
-            tau: conditions [n, c] of the same rows, or None for marginal matching.
+            tau: conditions [n, c] of the same rows, for the distances that are joint; None where none is.
             weights: {encoder: weight}; with weight 0 only the score is computed.
             step: seeds the distances that resample.
             ranks: the processes that share the rows.
@@ -83,11 +83,11 @@ class Objective:
         for name, distance in self.distances.items():
             everyone, active = ranks.gather(features[name].detach(), n), weights[name] > 0
             with torch.set_grad_enabled(active):
-                value = distance(everyone.requires_grad_(active), all_tau, step=step, ranks=ranks)
+                told = all_tau if distance.tau_width else None
+                value = distance(everyone.requires_grad_(active), told, step=step, ranks=ranks)
             scores.append(value.detach().double())
-            scale = weights[name]
-            if self.self_normalise:
-                scale = scale / (scores[-1].abs().clamp(min=self.guards[name]) + TINY)
+            own = scores[-1].abs().clamp(min=self.guards[name]) + TINY
+            scale = weights[name] / own if self.self_normalise else weights[name]
             total = total + scale * scores[-1]
             if active:
                 gradient = ranks.sum(torch.autograd.grad(value, everyone)[0])

@@ -184,7 +184,8 @@ def _value(name: str, values: Sequence[str], field: FieldInfo) -> Any:
     parts = parts_of(field.annotation)
     if type(None) in parts and len(values) == 1 and values[0].lower() in NONE:
         return None
-    if _most(field, values) is None:
+    switched = bool in parts and len(values) <= 1 and all(value.lower() in SWITCH for value in values)
+    if _most(field, values) is None and not switched:
         if not values:
             raise UsageError(f"{name} takes one value or more, got none; [] is an empty list")
         if mark(field, "verbatim"):

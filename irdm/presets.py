@@ -13,7 +13,7 @@ from irdm.config import Config, free
 from irdm.controller import ControllerConfig
 from irdm.data import AnyData, CaptionedConfig, DigitsConfig, IdxConfig, ImagesConfig, WorldConfig
 from irdm.data.idx import CLOTHES, DEBIAN
-from irdm.distances import AnyDistance, NystromMMDConfig
+from irdm.distances import AnyDistance, Joint, NystromMMDConfig
 from irdm.encoders import (
     FITTED,
     AnyBattery,
@@ -60,8 +60,9 @@ class RunConfig(Config):
     reference: Path | None = free(None)
     """A directory made by `irdm reference build`, in place of encoding all real images and fitting at each start."""
 
-    joint: bool = True
-    """Match images together with their conditions; otherwise only the marginal distribution of images."""
+    joint: Joint = True
+    """Encoders under which images are matched together with their conditions: all (true), none (false), or those named;
+    under the others only the marginal distribution of images is."""
     self_normalise: bool = True
     """Divide each encoder's distance by its own value."""
     rollout: int = Field(default=2048, ge=2, le=2**24)
@@ -112,6 +113,12 @@ class RunConfig(Config):
             raise ValueError(
                 f"micro_batch is {self.micro_batch} but the rollout has only {self.rollout} images; lower micro_batch "
                 "to the rollout or below (or leave it unset), or raise rollout."
+            )
+        trained = getattr(self.battery, "held_in", ())
+        if not isinstance(self.joint, bool) and (unknown := [name for name in self.joint if name not in trained]):
+            raise ValueError(
+                f"joint names {', '.join(unknown)}, but the encoders that train are {', '.join(trained) or 'unnamed'}; "
+                "name some of these, or set joint to true or false."
             )
         if self.shard and self.graph_memory_gib:
             raise ValueError(

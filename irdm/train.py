@@ -114,7 +114,7 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> Result |
         encoders = {name: battery.encoders[name] for name in battery.held_in}
         versions = generator.buffer_versions()
         cache = GradientCache(encoders, min(config.micro_batch or size, size), config.graph_bytes)
-        told_of = {"seed": config.seed, "steps": config.steps, "joint": config.joint, "device": device}
+        told_of = {"seed": config.seed, "steps": config.steps, "joint": bool(config.joint), "device": device}
         rollouts = Rollouts(conditions, generator.noise_shape, config.rollout, share, **told_of)
         pace = Pace(progress.step, config.rollout)
 

@@ -14,6 +14,7 @@ from spec import classes
 
 import irdm
 from irdm.distances import NystromMMDConfig
+from irdm.fields import UsageError, read_config
 from irdm.generators import PixelMeanFlowConfig
 from irdm.overrides import override
 from irdm.presets import PRESETS, RunConfig, limited
@@ -93,6 +94,21 @@ def test_the_imagenet_preset_holds_the_published_values():
         built = network.build((3, 256, 256), classes(1000))
     assert sum(p.numel() for p in built.parameters()) == pytest.approx(955.5e6, rel=1e-3)
     assert len(config.battery.held_in) == 10 and len(config.battery.held_out) == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "joint"), [((), True), (("true",), True), (("off",), False), (("content,pixels",), ("content", "pixels"))]
+)
+def test_encoders_are_matched_jointly_or_not_or_some_are(words, joint, tmp_path):
+    config = override(PRESETS["digits"](), {"joint": words})
+    assert config.joint == joint
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    assert read_config(RunConfig, tmp_path / "config.json").joint == joint
+
+
+def test_joint_names_encoders_that_train():
+    with pytest.raises(UsageError, match=r"joint names layout, pixel, but the encoders that train are pixels, pca"):
+        override(PRESETS["digits"](), {"joint": ["layout pixel pca"]})
 
 
 def test_limit_cuts_a_run_down_and_keeps_its_recipe():

@@ -83,6 +83,15 @@ def test_joint_rows_are_compared_with_their_conditions(setting):
     assert found.value == found.scores["a"] == distance(fake["a"], tau[:9]).item()
 
 
+def test_only_joint_distances_see_conditions(setting):
+    distances, fake = setting
+    tau = torch.eye(3, dtype=torch.float64)[torch.arange(40) % 3]
+    mixed = distances | {"a": NystromMMD().fit(torch.randn(40, 3, dtype=torch.float64), tau)}
+    assert mixed["a"].tau_width and not mixed["b"].tau_width
+    found = Objective(mixed, dict.fromkeys(mixed))(fake, tau[:9], dict.fromkeys(mixed, 1.0), 0)
+    assert found.scores == {"a": mixed["a"](fake["a"], tau[:9]).item(), "b": mixed["b"](fake["b"]).item()}
+
+
 def test_every_rank_scores_all_rows_and_keeps_the_gradient_of_its_own(setting):
     """A rank that holds rows 2 to 5 of 9, as the others' rows come from `gather`."""
     distances, fake = setting

@@ -22,10 +22,10 @@ weights lie in ordinary packages (irdm.encoders.lite). Fitted on the train split
 | squeezenet | means and spreads of maps of SqueezeNet 1.1, ImageNet | 64 |
 
 Of the thirteen the first nine and `caption` train and the others judge, `parts`, `gram`, `palette` and `caption` only
-where they are asked for; lite0 trains and squeezenet judges. A defect that an eye sees has a witness on both sides, and the two
-fail differently: bands, patches and parts (fixed filters) beside damage (learned) and correlation (ratios of energies,
-as gram's are: where that trains, damage is the independent one); content (local, without brightness and contrast),
-pixels, pca and tone beside layout (global, with them).
+where they are asked for; lite0 trains and squeezenet judges. A defect that an eye sees has a witness on both sides, and
+the two fail differently: bands, patches and parts (fixed filters) beside damage (learned) and correlation (ratios of
+energies, as gram's are: where that trains, damage is the independent one); content (local, without brightness and
+contrast), pixels, pca, tone and palette beside layout (global, with them).
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from pydantic import Field
 from irdm.config import Config, free
 from irdm.data.base import Dataset
 from irdm.data.checks import check_real
-from irdm.distances import AnyDistance, NystromMMDConfig
+from irdm.distances import AnyDistance, Joint, NystromMMDConfig, is_joint
 from irdm.distributed import Ranks
 from irdm.encoders import FITTED, AnyBattery, Battery
 from irdm.encoders.base import encoder_identity
@@ -59,8 +59,8 @@ class ReferenceConfig(Config):
     """Batch size of training that the floors are for."""
     distance: AnyDistance = NystromMMDConfig()
     """What training minimises."""
-    joint: bool = False
-    """Match features together with their conditions."""
+    joint: Joint = False
+    """Encoders whose features are matched together with their conditions: all (true), none (false) or those named."""
     table_rows: int = Field(default=50_000, ge=64)
     """At most this many rows of train and of val are kept to judge with."""
     ladder: int = free(1000, ge=0)
@@ -248,7 +248,7 @@ class _Job:
                 train[encoder],
                 val[encoder],
                 (train.conditions, val.conditions),
-                joint=self.config.joint,
+                joint=is_joint(self.config.joint, encoder),
                 rollout=self.config.rollout,
                 seed=self.config.seed,
                 device=self.device,

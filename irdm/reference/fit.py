@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from irdm.conditions import Conditions, draw, proportioned
-from irdm.distances import Distance, DistanceConfig
+from irdm.distances import Distance, DistanceConfig, Joint, is_joint
 from irdm.distances.finite import expected_at
 from irdm.distances.kernel import MMD
 from irdm.distributed import ALONE, Ranks
@@ -34,7 +34,7 @@ def fit_reference(
     val: Mapping[str, Rows],
     conditions: tuple[Conditions, Conditions],
     *,
-    joint: bool,
+    joint: Joint,
     rollout: int,
     seed: int,
     device: str = "cpu",
@@ -51,7 +51,7 @@ def fit_reference(
             rows,
             val[name],
             conditions,
-            joint=joint,
+            joint=is_joint(joint, name),
             rollout=rollout,
             seed=seed,
             device=device,

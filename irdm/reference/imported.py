@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 
-from irdm.distances import AnyDistance, NystromMMDConfig
+from irdm.distances import AnyDistance, Joint, NystromMMDConfig, is_joint
 from irdm.distances.nystrom import NystromMMD
 from irdm.encoders.panel import PANEL
-from irdm.fields import nearest
+from irdm.fields import nearest, shown
 from irdm.files import (
     MANIFEST,
     hash_of,
@@ -75,7 +75,7 @@ class ImportedReference:
         names: Sequence[str],
         distance_config: AnyDistance,
         *,
-        joint: bool,
+        joint: Joint,
         rollout: int,
         seed: int,
         progress: Say = silent,
@@ -91,10 +91,11 @@ class ImportedReference:
             )
         ours, theirs = distance_config.model_dump(), NystromMMDConfig().model_dump()
         odd = [f"distance.{name} is {ours.get(name)}" for name in ("kind", *MATTERS) if ours.get(name) != theirs[name]]
-        if odd or not joint:
+        odd += [f"joint is {shown(joint)}"] * (not all(is_joint(joint, name) for name in names))
+        if odd:
             raise ValueError(
                 f"The reference {self.path} is of joint Nystrom MMDs with one Gaussian kernel, and the run asks for "
-                f"another distance: {', '.join(odd + ['joint is false'] * (not joint))}. Leave these at their defaults."
+                f"another distance: {', '.join(odd)}. Leave these at their defaults."
             )
         progress(
             f"distances of {self.path}, fitted elsewhere: landmarks, bandwidths and the weight of the text are theirs; "

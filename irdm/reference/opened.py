@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from irdm.distances import AnyDistance, Distance
+from irdm.distances import AnyDistance, Distance, Joint
 from irdm.evaluation.sensitivity import LADDER as LADDER_FILE
 from irdm.evaluation.sensitivity import Sensitivity, read_sensitivity
 from irdm.files import read_sealed, sealed_folder, write_tensors
@@ -27,7 +27,7 @@ class OpenReference(StoredReference):
         names: Sequence[str],
         distance_config: AnyDistance,
         *,
-        joint: bool,
+        joint: Joint,
         rollout: int,
         seed: int,
         progress: Say = silent,
@@ -39,7 +39,7 @@ class OpenReference(StoredReference):
         Args:
             names: encoders, as a rule those that train.
             distance_config: what training minimises.
-            joint: match features together with their conditions.
+            joint: encoders whose features are matched together with their conditions.
             rollout: batch size of the floors.
             seed: of the fit.
             progress: receives a line of text now and then.
@@ -89,9 +89,14 @@ class OpenReference(StoredReference):
         return distance.to(self.device), self.floors[name]
 
 
-def what_is_fitted(distance: AnyDistance, *, joint: bool, rollout: int, seed: int) -> dict[str, Any]:
+def what_is_fitted(distance: AnyDistance, *, joint: Joint, rollout: int, seed: int) -> dict[str, Any]:
     """What decides the training half beside the features, as plain JSON."""
-    return {"distance": distance.identity(), "joint": joint, "rollout": rollout, "seed": seed}
+    return {
+        "distance": distance.identity(),
+        "joint": joint if isinstance(joint, bool) else [*joint],
+        "rollout": rollout,
+        "seed": seed,
+    }
 
 
 def write_fitted(folder: Path, of: str, distance: Distance[Any], floor: float | None) -> None:
@@ -118,7 +123,9 @@ def describe(reference: OpenReference) -> Iterator[str]:
     for file, found in reference.manifest.get("overlap", {}).items():
         yield f"prompts    {found['found']} of {found['prompts']} of {file} are in the pool, {found['share']:.1%} of it"
     yield f"images     {' x '.join(map(str, reference.image_shape))} (channels, height, width); seed {plan['seed']}"
-    matched = "joint with the conditions" if training["joint"] else "marginal"
+    joint = training["joint"]
+    matched = "joint with the conditions" if joint else "marginal"
+    matched += f" under {', '.join(joint)}, marginal under others" if isinstance(joint, list) and joint else ""
     yield f"distance   {training['distance']['kind']}, {matched}, floors at a rollout of {training['rollout']}"
     yield f"judging    at most {plan['table_rows']} rows of train and of val, moments of all train rows"
     yield f"encoders   {plan['battery']['kind']}, {len(reference.names)}"

@@ -45,10 +45,13 @@ def test_what_is_not_fitted_is_fitted_from_the_stores(built, monkeypatch):
     expected = exact.build().fit(train["conv"][:], train.conditions.tau[:], seed=5)
     fake, tau = torch.randn(30, 6), Classes(torch.arange(30) % 2, ("a", "b")).tau[:]
     torch.testing.assert_close(fitted.distances["conv"](fake, tau), expected(fake, tau))
+    some = built.training(["conv", "pool"], exact, joint=("conv",), rollout=100, seed=5)
+    torch.testing.assert_close(some.distances["conv"](fake, tau), expected(fake, tau))
+    assert some.floors["conv"] == fitted.floors["conv"] and not some.distances["pool"].tau_width
     monkeypatch.setattr("irdm.reference.opened.fit_reference", lambda *a, **k: Reference({}, {}))
     same = {"joint": False, "rollout": 64, "seed": 0}
     assert built.training(["conv"], CONFIG.distance, **same).distances
-    for other in ({"joint": True}, {"rollout": 65}, {"seed": 1}):
+    for other in ({"joint": True}, {"joint": ("conv",)}, {"rollout": 65}, {"seed": 1}):
         assert not built.training(["conv"], CONFIG.distance, **{**same, **other}).distances
     finer = CONFIG.distance.model_copy(update={"landmarks": 33})
     assert not built.training(["conv"], finer, **same).distances
