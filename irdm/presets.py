@@ -62,7 +62,7 @@ class RunConfig(Config):
 
     joint: Joint = True
     """Encoders under which images are matched together with their conditions: all (true), none (false), or those named;
-    under the others only the marginal distribution of images is."""
+    under the others only the marginal distribution of images is, and either side has half of the weight."""
     self_normalise: bool = True
     """Divide each encoder's distance by its own value."""
     rollout: int = Field(default=2048, ge=2, le=2**24)
@@ -280,7 +280,9 @@ def world() -> RunConfig:
     return RunConfig(
         preset="world",
         data=WorldConfig(),
-        battery=LocalBatteryConfig(held_in=(*HELD_IN, "parts", "gram", "caption"), steps=400),
+        battery=LocalBatteryConfig(
+            held_in=(*HELD_IN, "parts", "gram", "palette", "caption", "caption2", "caption3"), steps=1000
+        ),
         generator=KleinConfig(model=Path("world"), length=12),
         distance=NystromMMDConfig(
             landmarks=1024, kmeans_iterations=5, bandwidths=(0.5, 1.0, 2.0), condition_bandwidth=1.0
@@ -289,14 +291,15 @@ def world() -> RunConfig:
         evaluation=EvaluationConfig(
             rows=2500, table_rows=10_000, manifold_rows=2000, draws=1, resamples=8, quick_rows=512, ladder=0
         ),
-        rollout=512,
+        joint=("caption", "caption2", "caption3"),
+        rollout=256,
         micro_batch=128,
-        steps=300,
+        steps=600,
         lr=0.015,
         warmup=10,
         final_lr=0.01,
         ema_decay=0.99,
-        check_every=100,
+        check_every=200,
         checkpoint_every=50,
     )
 

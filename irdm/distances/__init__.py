@@ -13,7 +13,7 @@ from irdm.distances.base import Distance, DistanceConfig
 from irdm.distances.drifting import Drifting, DriftingConfig
 from irdm.distances.exact import ExactMMD, ExactMMDConfig
 from irdm.distances.frechet import Frechet, FrechetConfig
-from irdm.distances.joint import Joint, is_joint
+from irdm.distances.joint import Joint, is_joint, sides
 from irdm.distances.nystrom import NystromMMD, NystromMMDConfig
 from irdm.distances.rff import RFFMMD, RFFMMDConfig
 from irdm.distances.sliced import SlicedWasserstein, SlicedWassersteinConfig
@@ -42,4 +42,5 @@ __all__ = [
     "SlicedWasserstein",
     "SlicedWassersteinConfig",
     "is_joint",
+    "sides",
 ]

@@ -1,6 +1,6 @@
 """Batteries that are fitted on your own images: `local`, `lite` and `lite+local`.
 
-Thirteen small encoders by different principles, which need nothing but the images, and two pretrained networks whose
+Fifteen small encoders by different principles, which need nothing but the images, and two pretrained networks whose
 weights lie in ordinary packages (irdm.encoders.lite). Fitted on the train split only, seeded, cached by content.
 
 | encoder | principle | numbers |
@@ -18,14 +18,15 @@ weights lie in ordinary packages (irdm.encoders.lite). Fitted on the train split
 | correlation | correlations of neighbouring pixels and of colours | 32 |
 | layout | a classifier's logits; a perceptron on 16 x 16 pixels | classes - 1, at most 16 |
 | caption | tau of images with captions or classes, as convolutions tell it, raw | those of tau |
+| caption2, caption3 | the same, learned from other weights: what games one does not game three | those of tau |
 | lite0 | means and spreads of maps of EfficientNet-Lite0, ImageNet | 64 |
 | squeezenet | means and spreads of maps of SqueezeNet 1.1, ImageNet | 64 |
 
-Of the thirteen the first nine and `caption` train and the others judge, `parts`, `gram`, `palette` and `caption` only
-where they are asked for; lite0 trains and squeezenet judges. A defect that an eye sees has a witness on both sides, and
-the two fail differently: bands, patches and parts (fixed filters) beside damage (learned) and correlation (ratios of
-energies, as gram's are: where that trains, damage is the independent one); content (local, without brightness and
-contrast), pixels, pca, tone and palette beside layout (global, with them).
+Of the fifteen damage, correlation and layout judge and the others train, `parts`, `gram`, `palette` and the captions
+only where they are asked for; lite0 trains and squeezenet judges. A defect that an eye sees has a witness on both
+sides, and the two fail differently: bands, patches and parts (fixed filters) beside damage (learned) and correlation
+(ratios of energies, as gram's are: where that trains, damage is the independent one); content (local, without
+brightness and contrast), pixels, pca, tone and palette beside layout (global, with them).
 """
 
 from __future__ import annotations
@@ -72,6 +73,8 @@ ENCODERS: dict[str, tuple[Maker, int | None]] = {  # a view, and the numbers it 
     "correlation": (lambda shape, outputs, width: Correlation(shape[0]), 32),
     "layout": (Layout, 16),
     "caption": (Caption, None),
+    "caption2": (Caption, None),
+    "caption3": (Caption, None),
     "lite0": (lambda shape, outputs, width: Pretrained("lite0", shape[0]), 64),
     "squeezenet": (lambda shape, outputs, width: Pretrained("squeezenet", shape[0]), 64),
 }
@@ -134,7 +137,7 @@ class FittedBatteryConfig(Config):
         if path and path.exists() and (battery := self._read(path, key, train.image_shape, say)):
             return battery
         require_shipped(self.names)
-        if "caption" in self.names and train.conditions.tau is None:
+        if any(ENCODERS[name][0] is Caption for name in self.names) and train.conditions.tau is None:
             raise ValueError(
                 f"{dataset.name} has neither captions nor classes, which the encoder 'caption' learns to tell."
             )
