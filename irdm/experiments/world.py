@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 JUDGED = 1200  # pictures of each side that the exact judge reads
-STUDENT = "student, 1 step"
+STUDENT, ALONE = "student, 1 step", "one encoder, caption"
 SHOWN = (
     "a red circle", "a white triangle and a green circle", "three crosses", "a disc to the left of a red box",
     "two yellow squares", "a pyramid above a plus", "four boxes", "a purple cross",
@@ -96,6 +96,8 @@ def _numbers(result: Result | None, generator: Generator) -> Numbers:
     seen, held = rates(draws, "seen", JUDGED), rates(draws, "held-out", JUDGED)
     found = scores(result.scores) | {"right": seen["mean"], "right_held": held["mean"], "ms": seen["ms"]}
     found |= {f"right_{category}": seen[category] for category in CATEGORIES}
+    assert result.verdict is not None
+    found["gamed"] = float(result.verdict.gamed is not None)
     if joint := result.scores.get("joint_ratio"):
         assert joint.mean is not None
         found["joint"] = joint.mean.value
@@ -105,18 +107,23 @@ def _numbers(result: Result | None, generator: Generator) -> Numbers:
 def cells(scale: float) -> dict[str, WorldCell]:
     """The preset with its teacher, and one change each."""
     preset = world()
-    steps = max(2, round(preset.steps * scale))
-    schedule = {"steps": steps, "warmup": min(preset.warmup, steps // 2), "check_every": steps}
 
-    def changed(**fields) -> RunConfig:
+    def changed(rollout: int = preset.rollout, **fields) -> RunConfig:
+        steps = max(2, round(preset.steps * scale * preset.rollout / rollout))  # as many pictures
+        schedule = {"rollout": rollout, "steps": steps, "warmup": min(preset.warmup, steps // 2), "check_every": steps}
+        schedule["micro_batch"] = min(rollout, preset.micro_batch or rollout)
         return RunConfig.model_validate(preset.model_copy(update=schedule | fields).model_dump())
 
     adapters = preset.generator.model_copy(update={"lora_rank": 16})
+    alone = preset.battery.model_copy(update={"held_in": ("caption",)})
     return {
         STUDENT: WorldCell(changed(), teacher=True),
+        "all encoders joint": WorldCell(changed(joint=True)),
         "marginal": WorldCell(changed(joint=False)),
         "LoRA, rank 16": WorldCell(changed(generator=adapters)),
         "without a teacher": WorldCell(changed(), scratch=True),
+        **{f"rollout {rollout}": WorldCell(changed(rollout)) for rollout in (64, 1024)},
+        ALONE: WorldCell(changed(battery=alone, joint=True)),
     }
 
 
@@ -178,6 +185,18 @@ def claims(table: Table) -> list[Claim]:
             "not reported",
             f"{student['right_held']} against {four['right_held']}; it loses {loss:.3f} to those trained on",
             student["right_held"].mean > four["right_held"].mean,
+        ),
+        Claim(
+            "Only joint matching ties a picture to its caption",
+            "GenEval 0.826 joint, 0.801 marginal",
+            f"{student['right']} joint under the captions, {table['marginal']['right']} marginal",
+            student["right"].mean > table["marginal"]["right"].mean,
+        ),
+        Claim(
+            "A single encoder is gamed, and the verdict says so",
+            "any single representation can be gamed",
+            f"SW ratio {table[ALONE]['sw_held_in']} held in, {table[ALONE]['sw_held_out']} held out",
+            table[ALONE]["gamed"].mean == 1,
         ),
     ]
 
