@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 JUDGED = 1200  # pictures of each side that the exact judge reads
 STUDENT, ALONE = "student, 1 step", "one encoder, caption"
+HARD = (*CATEGORIES, "two_object", "position", "color_attr")
 SHOWN = (
     "a red circle", "a white triangle and a green circle", "three crosses", "a disc to the left of a red box",
     "two yellow squares", "a pyramid above a plus", "four boxes", "a purple cross",
@@ -122,6 +123,7 @@ def cells(scale: float) -> dict[str, WorldCell]:
         "marginal": WorldCell(changed(joint=False)),
         "LoRA, rank 16": WorldCell(changed(generator=adapters)),
         "without a teacher": WorldCell(changed(), scratch=True),
+        "hard captions twice": WorldCell(changed(data=preset.data.model_copy(update={"mix": HARD}))),
         **{f"rollout {rollout}": WorldCell(changed(rollout)) for rollout in (64, 1024)},
         ALONE: WorldCell(changed(battery=alone, joint=True)),
     }

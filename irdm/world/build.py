@@ -17,8 +17,10 @@ from irdm.world.scene import CELLS, EMPTY, code, draw_scenes
 from irdm.world.splits import Side, captions_of, palette
 
 
-def make(count: int, seed: int, side: Side) -> tuple[Float32[Tensor, "n 3 16 16"], list[str], Int64[Tensor, " n"]]:
-    """(pictures, captions, numbers of their categories) of `count` rows, the six categories taking turns.
+def make(
+    count: int, seed: int, side: Side, mix: Sequence[str] = CATEGORIES
+) -> tuple[Float32[Tensor, "n 3 16 16"], list[str], Int64[Tensor, " n"]]:
+    """(pictures, captions, numbers of their categories) of `count` rows, those of the mix taking turns.
 
     Compositions are alike likely within a category, and so are their captions, places and, where none is asked for,
     colours.
@@ -27,9 +29,10 @@ def make(count: int, seed: int, side: Side) -> tuple[Float32[Tensor, "n 3 16 16"
     by_category = captions_of(side)
     captions = []
     for row, numbers in enumerate(torch.rand(count, 2, generator=generator, dtype=torch.float64).tolist()):
-        _, texts = _pick(by_category[CATEGORIES[row % len(CATEGORIES)]], numbers[0])
+        _, texts = _pick(by_category[mix[row % len(mix)]], numbers[0])
         captions.append(_pick(texts, numbers[1]))
-    return picture(captions, generator), captions, torch.arange(count) % len(CATEGORIES)
+    turns = torch.tensor([CATEGORIES.index(category) for category in mix])
+    return picture(captions, generator), captions, turns[torch.arange(count) % len(mix)]
 
 
 def picture(captions: Sequence[str], generator: torch.Generator) -> Float32[Tensor, "n 3 16 16"]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from metrics.tables import real_side, table
+from pydantic import ValidationError
 
 from irdm.data import WorldConfig
 from irdm.features import thumbnails
@@ -37,6 +38,15 @@ def test_the_dataset():
     assert WorldConfig(rows=2400).build().fingerprint == DATA.fingerprint
     others = {WorldConfig(rows=60, **given).build().fingerprint for given in ({}, {"seed": 1}, {"side": "held-out"})}
     assert len(others) == 3
+
+
+def test_a_category_that_is_named_twice_is_twice_as_frequent():
+    twice = WorldConfig(rows=60, mix=("counting", "colors", "counting")).build()
+    assert twice.train.conditions.spec.sources == ("counting", "colors")
+    counting, colors = twice.train.conditions.strata.bincount().tolist()
+    assert counting == pytest.approx(2 * colors, abs=1) and counting + colors == len(twice.train)
+    with pytest.raises(ValidationError, match="There is no category colours; choose from single_object"):
+        WorldConfig(mix=("colours",))
 
 
 def test_the_metric_is_six_rates_and_their_unweighted_mean():
