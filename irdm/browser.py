@@ -102,10 +102,14 @@ def program_of(generator: Generator, spec: Spec) -> Program:
     """Record a generator, which is in evaluation mode. Raises Unwritable."""
     if (numbers := sum(parameter.numel() for parameter in generator.parameters())) > MOST:
         raise Unwritable(f"the generator has {numbers:,} numbers, and a page holds {MOST:,} at most")
-    device = next(generator.parameters()).device
+    device, frozen = next(generator.parameters()).device, [p for p in generator.parameters() if not p.requires_grad]
     try:
+        for parameter in frozen:  # torch multiplies rows with a weight that may learn as one matrix, always
+            parameter.requires_grad_(True)
         return _program(generator.cpu(), spec)  # a page computes as a CPU does
     finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
         generator.to(device)
 
 

@@ -97,7 +97,7 @@ def test_the_page_draws_what_transformers_and_decoders_do(tmp_path):
 def test_the_page_draws_captions_of_the_world(tmp_path):
     write_result(tmp_path / "result.json", fake_result(verdict=None, ladder=None))
     spec = WorldConfig(rows=60).build().train.conditions.spec
-    generator = KleinConfig(model=Path("world"), length=12).build((3, 16, 16), spec).eval()
+    generator = KleinConfig(model=Path("world"), length=12).build((3, 16, 16), spec).eval().requires_grad_(False)
     write_program(tmp_path / FILE, generator, spec)
     page = write_report(tmp_path)
     assert worst(page, tmp_path) <= 1 and page.stat().st_size < 5e6
