@@ -17,7 +17,7 @@ def is_joint(joint: Joint, encoder: str) -> bool:
 
 
 def sides(distances: Mapping[str, Distance[Any]]) -> dict[str, float]:
-    """{encoder: factor of its weight}: where some distances are joint and others not, either side has half in all.
+    """{encoder: factor of its weight}: where some distances are joint and others not, equal weights become half a side.
 
     The joint ones say whether a picture is that of its condition, the marginal ones whether it is a picture; few of the
     one should not drown in many of the other. The factors sum to the number of encoders.
