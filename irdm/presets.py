@@ -62,7 +62,7 @@ class RunConfig(Config):
 
     joint: Joint = True
     """Encoders under which images are matched together with their conditions: all (true), none (false), or those named;
-    under the others only the marginal distribution of images is, and either side has half of the weight."""
+    under the others only the marginal distribution of images is; of equal weights either side has half."""
     self_normalise: bool = True
     """Divide each encoder's distance by its own value."""
     rollout: int = Field(default=2048, ge=2, le=2**24)

@@ -20,6 +20,7 @@ from irdm.files import hash_of, read_manifest
 from irdm.metrics.tables import row_order
 from irdm.ops.gaussian import Moments
 from irdm.reference import Reference, build, build_reference, describe, fit_distance, open_reference
+from irdm.reference.opened import what_is_fitted
 from irdm.store import StoredReference, real_identity
 
 # --- what is in one --------------------------------------------------------------------------------------------------
@@ -48,6 +49,8 @@ def test_what_is_not_fitted_is_fitted_from_the_stores(built, monkeypatch):
     some = built.training(["conv", "pool"], exact, joint=("conv",), rollout=100, seed=5)
     torch.testing.assert_close(some.distances["conv"](fake, tau), expected(fake, tau))
     assert some.floors["conv"] == fitted.floors["conv"] and not some.distances["pool"].tau_width
+    asked = what_is_fitted(exact, joint=("conv",), rollout=100, seed=5)
+    assert asked == json.loads(json.dumps(asked)), "found again in a plan that was written"
     monkeypatch.setattr("irdm.reference.opened.fit_reference", lambda *a, **k: Reference({}, {}))
     same = {"joint": False, "rollout": 64, "seed": 0}
     assert built.training(["conv"], CONFIG.distance, **same).distances
