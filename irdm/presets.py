@@ -22,7 +22,7 @@ from irdm.encoders import (
     LocalBatteryConfig,
     PanelBatteryConfig,
 )
-from irdm.encoders.local import ENCODERS, HELD_IN
+from irdm.encoders.local import CAPTIONS, ENCODERS, HELD_IN, MIXTURES
 from irdm.encoders.panel import GROUPS, METRICS_ONLY, expanded
 from irdm.fields import UsageError, nearest, validate
 from irdm.generators import PMF_FAMILIES, AnyGenerator, ConvConfig, KleinConfig, MLPConfig
@@ -281,7 +281,9 @@ def world() -> RunConfig:
         preset="world",
         data=WorldConfig(),
         battery=LocalBatteryConfig(
-            held_in=(*HELD_IN, "parts", "gram", "palette", "caption", "caption2", "caption3"), steps=1000
+            held_in=("pixels", "bands", "content", "tone", "gram", "palette", *MIXTURES, *CAPTIONS),
+            held_out=("damage", "correlation", "layout", "pca", "patches", "parts"),
+            steps=1000,
         ),
         generator=KleinConfig(model=Path("world"), length=12),
         distance=NystromMMDConfig(
@@ -291,7 +293,7 @@ def world() -> RunConfig:
         evaluation=EvaluationConfig(
             rows=2500, table_rows=10_000, manifold_rows=2000, draws=1, resamples=8, quick_rows=512, ladder=0
         ),
-        joint=("caption", "caption2", "caption3"),
+        joint=CAPTIONS,
         rollout=256,
         micro_batch=128,
         steps=600,

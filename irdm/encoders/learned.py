@@ -21,7 +21,8 @@ from irdm.encoders.fixed import Images, Rows, shrink, smooth
 Labels = Int64[Tensor, " n"]
 Shape = tuple[int, int, int]
 
-CODE = 64  # numbers that `Damage` puts out
+BLOCKS = 4  # across and down, of what `Mixture` tells
+CODE = 64  # numbers that `Damage` and `Mixture` put out
 CROP = 64  # pixels: larger images are averaged to this for their content, and cut to it to learn damage
 FLAT = 1e-3  # variance, of eight grey levels: flatter images and neighbourhoods are not stretched to unit contrast
 KINDS = 5  # of damage
@@ -57,6 +58,21 @@ class Caption(nn.Module):
 
     def forward(self, images: Images) -> Rows:
         return self.head(self.trunk(shrink(images, CROP)))
+
+
+class Mixture(nn.Module):
+    """Is this one picture, or parts of two? Convolutions, as a network tells what of another image was put in.
+
+    Sees what generators of few steps make where they cannot decide: ghosts, halves of two things, colours between two.
+    Blind to what is shown, and to damage that all of an image has.
+    """
+
+    def __init__(self, shape: Shape, width: int):
+        super().__init__()
+        self.trunk = _trunk(shape, (2 * width, 4 * width), BLOCKS, 128, CODE)
+
+    def forward(self, images: Images) -> Rows:
+        return self.trunk(shrink(images, CROP))
 
 
 def _trunk(shape: Shape, widths: tuple[int, int], cells: int, hidden: int, outputs: int) -> nn.Sequential:
@@ -145,6 +161,21 @@ class Contrast(nn.Module):
         return F.cross_entropy((rows @ rows.T / 0.2).fill_diagonal_(-math.inf), torch.arange(2 * n).roll(n))
 
 
+class Unmix(nn.Module):
+    """How far is each block of a mixed image from the nearer of the two? A share of its variance. Needs no labels."""
+
+    def __init__(self, view: nn.Module):
+        super().__init__()
+        self.view, self.head = view, nn.Sequential(nn.GELU(), nn.Linear(CODE, BLOCKS**2))
+
+    def forward(self, images: Images, labels: Labels) -> Float[Tensor, ""]:
+        others = images.roll(1, 0)
+        mixed = mix(images, others)
+        apart = [F.adaptive_avg_pool2d((mixed - of).abs().mean(1), BLOCKS).flatten(1) for of in (images, others)]
+        wanted = torch.minimum(*apart)
+        return (self.head(self.view(mixed)) - wanted).square().mean() / wanted.var().clamp(min=1e-12)
+
+
 class Assess(nn.Module):
     """How much of each kind of damage was done? Mean squared error of the amounts. Needs no labels."""
 
@@ -171,6 +202,21 @@ def augment(images: Images, turn: float = 0.2, zoom: float = 0.15, shift: float 
     matrix = torch.stack([cos, -sin, 2 * right, sin, cos, 2 * down], 1).unflatten(1, (2, 3))
     grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def mix(images: Images, others: Images) -> Images:
+    """Each image with a rectangle of another in it: blended, or through a ragged mask; a fifth of them stay whole."""
+    n, h, w = len(images), *images.shape[2:]
+    low, size = 0.9 * torch.rand(n, 2) - 0.2, 0.25 + 0.5 * torch.rand(n, 2)  # shares of the sides
+
+    def within(pixels: int, axis: int) -> Tensor:
+        place = (torch.arange(pixels) + 0.5) / pixels - low[:, axis, None]
+        return (place > 0) & (place < size[:, axis, None])
+
+    rectangle = (within(h, 0)[:, None, :, None] & within(w, 1)[:, None, None, :]) & (torch.rand(n, 1, 1, 1) < 0.8)
+    ragged = F.interpolate(torch.randn(n, 1, 6, 6), (h, w), mode="bilinear", align_corners=True) > 0
+    amount = torch.where(torch.rand(n, 1, 1, 1) < 0.5, torch.rand(n, 1, 1, 1), ragged.float())
+    return images + rectangle * amount * (others - images)
 
 
 def damage(images: Images) -> tuple[Images, Float[Tensor, "n 5"]]:

@@ -1,6 +1,6 @@
 """Batteries that are fitted on your own images: `local`, `lite` and `lite+local`.
 
-Fifteen small encoders by different principles, which need nothing but the images, and two pretrained networks whose
+Eighteen small encoders by different principles, which need nothing but the images, and two pretrained networks whose
 weights lie in ordinary packages (irdm.encoders.lite). Fitted on the train split only, seeded, cached by content.
 
 | encoder | principle | numbers |
@@ -17,16 +17,18 @@ weights lie in ordinary packages (irdm.encoders.lite). Fitted on the train split
 | damage | how much noise, blur, pattern was added, as a network tells it | 16 |
 | correlation | correlations of neighbouring pixels and of colours | 32 |
 | layout | a classifier's logits; a perceptron on 16 x 16 pixels | classes - 1, at most 16 |
+| mixture | where parts of another image were put in, as convolutions tell it | 32 |
+| mixture2, mixture3 | the same, learned from other weights: what games one does not game three | 32 |
 | caption | tau of images with captions or classes, as convolutions tell it, raw | those of tau |
-| caption2, caption3 | the same, learned from other weights: what games one does not game three | those of tau |
+| caption2, caption3 | the same, from other weights | those of tau |
 | lite0 | means and spreads of maps of EfficientNet-Lite0, ImageNet | 64 |
 | squeezenet | means and spreads of maps of SqueezeNet 1.1, ImageNet | 64 |
 
-Of the fifteen damage, correlation and layout judge and the others train, `parts`, `gram`, `palette` and the captions
-only where they are asked for; lite0 trains and squeezenet judges. A defect that an eye sees has a witness on both
-sides, and the two fail differently: bands, patches and parts (fixed filters) beside damage (learned) and correlation
-(ratios of energies, as gram's are: where that trains, damage is the independent one); content (local, without
-brightness and contrast), pixels, pca, tone and palette beside layout (global, with them).
+Of the eighteen damage, correlation and layout judge and the others train, `parts`, `gram`, `palette`, the mixtures and
+the captions only where they are asked for; lite0 trains and squeezenet judges. A defect that an eye sees has a witness
+on both sides, and the two fail differently: bands, patches and parts (fixed filters) beside damage (learned) and
+correlation (ratios of energies, as gram's are: where that trains, damage is the independent one); content (local,
+without brightness and contrast), pixels, pca, tone and palette beside layout (global, with them).
 """
 
 from __future__ import annotations
@@ -49,7 +51,19 @@ from irdm.config import Config
 from irdm.data.base import Dataset, Shape, Split
 from irdm.encoders.base import Battery, Encoder
 from irdm.encoders.fixed import Bands, Correlation, Gram, Palette, Parts, Patches, Pixels, Tone, Whitened
-from irdm.encoders.learned import Assess, Caption, Classify, Content, Contrast, Damage, Describe, Layout
+from irdm.encoders.learned import (
+    BLOCKS,
+    Assess,
+    Caption,
+    Classify,
+    Content,
+    Contrast,
+    Damage,
+    Describe,
+    Layout,
+    Mixture,
+    Unmix,
+)
 from irdm.encoders.lite import Pretrained, require_shipped
 from irdm.files import clear_partial, hash_of, hash_tensors, read_tensors, write_tensors
 from irdm.progress import Meter, Say, silent
@@ -75,10 +89,14 @@ ENCODERS: dict[str, tuple[Maker, int | None]] = {  # a view, and the numbers it 
     "caption": (Caption, None),
     "caption2": (Caption, None),
     "caption3": (Caption, None),
+    "mixture": (lambda shape, outputs, width: Mixture(shape, width), 32),
+    "mixture2": (lambda shape, outputs, width: Mixture(shape, width), 32),
+    "mixture3": (lambda shape, outputs, width: Mixture(shape, width), 32),
     "lite0": (lambda shape, outputs, width: Pretrained("lite0", shape[0]), 64),
     "squeezenet": (lambda shape, outputs, width: Pretrained("squeezenet", shape[0]), 64),
 }
 HELD_IN, HELD_OUT = ("pixels", "pca", "bands", "patches", "content", "tone"), ("damage", "correlation", "layout")
+MIXTURES, CAPTIONS = ("mixture", "mixture2", "mixture3"), ("caption", "caption2", "caption3")
 UNLABELLED = 32  # outputs of content and layout where there are no classes to tell apart
 ROWS_A_NUMBER = 8  # images that one whitened number takes at least
 NUMBERS = 2**27  # that the images which are fitted on have at most: half a GiB
@@ -99,7 +117,7 @@ class FittedBatteryConfig(Config):
     images: int = Field(default=10_000, ge=2, le=2**31)
     """At most this many training images are fitted on, the classes in proportion; of large images half a GiB."""
     steps: int = Field(default=200, ge=1, le=2**31)
-    """Optimizer steps of each encoder that learns; twice as many where there are more than ten classes."""
+    """Optimizer steps of each encoder that learns; twice as many where it tells more than ten classes or numbers."""
     lr: float = Field(default=3e-3, gt=0, le=1e3)
     """Peak learning rate (one cycle)."""
     seed: int = Field(default=0, ge=0, lt=2**63)
@@ -222,6 +240,8 @@ class FittedBatteryConfig(Config):
                 view.load()
             elif isinstance(view, Damage):
                 self._teach(name, Assess(view), images, labels, classes, say)
+            elif isinstance(view, Mixture):
+                self._teach(name, Unmix(view), images, labels, BLOCKS**2, say)
             elif isinstance(view, Caption):
                 assert tau is not None
                 self._teach(name, Describe(view, tau), images, tau, tau.shape[1], say)
@@ -235,9 +255,9 @@ class FittedBatteryConfig(Config):
                 network.fit(torch.cat(rows))
         return _encoder(name, network, shape)
 
-    def _teach(self, name: str, lesson: nn.Module, images: Images, labels: Tensor, classes: int, say: Say) -> None:
+    def _teach(self, name: str, lesson: nn.Module, images: Images, labels: Tensor, told: int, say: Say) -> None:
         """AdamW over shuffled batches, one learning-rate cycle; of larger images fewer at once, so it takes as long."""
-        steps = self.steps * (2 if classes > 10 else 1)
+        steps = self.steps * (2 if told > 10 else 1)
         batch = min(128, max(32, 128 * 1024 // math.prod(images.shape[2:])))
         optimizer = torch.optim.AdamW(lesson.parameters(), lr=self.lr, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps)

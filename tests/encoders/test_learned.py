@@ -5,7 +5,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from irdm.encoders.learned import Assess, Classify, Content, Contrast, Damage, augment, cut, damage
+from irdm.encoders.learned import (
+    Assess,
+    Classify,
+    Content,
+    Contrast,
+    Damage,
+    Mixture,
+    Unmix,
+    augment,
+    cut,
+    damage,
+    mix,
+)
 
 
 def noise(*shape, seed=0):
@@ -55,6 +67,21 @@ def test_windows_are_cut_anywhere():
     assert torch.equal(cut(image, 10), image) and torch.equal(cut(image, 64), image)
 
 
+def test_a_mixture_is_an_image_with_a_part_of_another():
+    torch.manual_seed(0)
+    amount = mix(torch.zeros(4000, 3, 16, 12), torch.ones(4000, 3, 16, 12))  # of the other in each pixel
+    assert ((amount >= 0) & (amount <= 1)).all() and (amount[:, :1] == amount).all(), "all channels alike"
+    changed = (amount > 0).flatten(1).any(1)
+    assert 0.7 < changed.float().mean() < 0.8, "a fifth stays whole, and some holes of ragged masks are all there is"
+    blended = ((amount > 0) & (amount < 1)).flatten(1).any(1)
+    assert 0.45 < (blended[changed]).float().mean() < 0.6, "half is blended, half cut out"
+    reached = (amount[:, 0] > 0).float()
+    assert reached.mean((1, 2)).max() < 0.6, "a rectangle is at most three quarters as wide and high"
+    assert reached.mean(0).min() > 0.03 and reached.mean(0).max() < 0.3, "every place is reached, the middle most"
+    images = noise(8, 3, 16, 12)
+    assert torch.allclose(mix(images, images), images), "an image mixed with itself is itself"
+
+
 @pytest.mark.parametrize("lesson", [Classify, Contrast, Assess])
 def test_lessons_are_learned(lesson):
     """On stripes that lie or stand, a few steps bring the loss down."""
@@ -72,3 +99,24 @@ def test_lessons_are_learned(lesson):
         optimizer.step()
     first, last = torch.stack(losses[:10]).mean(), torch.stack(losses[-10:]).mean()
     assert last < 0.9 * first
+
+
+def test_a_mixture_is_told_from_whole_images():
+    """Of pictures that are dark or light throughout, the network tells those that are both."""
+    torch.manual_seed(0)
+    images = (torch.arange(256) % 2).float()[:, None, None, None].expand(-1, 1, 16, 16) * 0.8 + 0.2 * noise(
+        256, 1, 1, 1
+    )
+    lesson = Unmix(Mixture((1, 16, 16), 8))
+    optimizer, losses = torch.optim.Adam(lesson.parameters(), lr=3e-3), []
+    for _ in range(200):
+        rows = torch.randperm(256)[:64]
+        optimizer.zero_grad()
+        losses.append(lesson(images[rows], torch.zeros(64, dtype=torch.int64)))
+        losses[-1].backward()
+        optimizer.step()
+    assert torch.stack(losses[-20:]).mean() < 0.5, "the squared error as a share of the variance; knowing nothing is 1"
+    grey = torch.full((1, 1, 16, 16), 0.5)
+    halves = torch.cat([torch.zeros(1, 1, 16, 8), torch.ones(1, 1, 16, 8)], 3)
+    told = lesson.head(lesson.view(torch.cat([images[:2], grey, halves]))).mean(1)
+    assert told[2] > 3 * told[:2].abs().max(), "what is neither dark nor light"
