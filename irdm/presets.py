@@ -287,7 +287,7 @@ def world() -> RunConfig:
         ),
         generator=KleinConfig(model=Path("world"), length=12),
         distance=NystromMMDConfig(
-            landmarks=1024, kmeans_iterations=5, bandwidths=(0.5, 1.0, 2.0), condition_bandwidth=1.0
+            landmarks=1024, kmeans_iterations=5, bandwidths=(0.5, 1.0, 2.0), condition_bandwidth=2.0, residual=True
         ),
         controller=ControllerConfig(kind="uniform"),
         evaluation=EvaluationConfig(
@@ -296,12 +296,12 @@ def world() -> RunConfig:
         joint=CAPTIONS,
         rollout=256,
         micro_batch=128,
-        steps=600,
-        lr=0.015,
+        steps=500,
+        lr=0.008,
         warmup=10,
         final_lr=0.01,
         ema_decay=0.99,
-        check_every=200,
+        check_every=250,
         checkpoint_every=50,
     )
 

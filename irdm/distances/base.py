@@ -4,7 +4,9 @@ Dimension letters: n generated rows; r real rows; d features of the encoder; c c
 
 With a condition the compared features are Phi = [phi - center | beta tau], beta = sigma / s: sigma is the bandwidth of
 the encoder's features (median distance, times the distance's `scale`) and s the bandwidth wanted for the condition
-(section "Rows, center and condition" of docs/method.md).
+(section "Rows, center and condition" of docs/method.md). Of residuals, Phi = [phi - center - tau A | beta tau], A the
+regression of the real features on their conditions: the same rows in other coordinates, so the joint laws that agree
+are the same, but a picture of another condition lies far away in all directions of tau, not near one of another.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from torch import Tensor
 
 from irdm.config import Config
 from irdm.distances.fitted import Fitted
-from irdm.distances.inputs import JointRows, check_generated, checked_mean, join, true_median
+from irdm.distances.inputs import JointRows, check_generated, checked_mean, join, regression, true_median
 from irdm.distributed import ALONE, Ranks
 from irdm.ops.rows import Rows, sample_rows
 from irdm.ops.sampling import generator_for
@@ -36,6 +38,9 @@ class DistanceConfig(Config, ABC):
 
     condition_bandwidth: Factor | None = None
     """Bandwidth s of the condition tau in its own units, when there is one; None means 1."""
+
+    residual: bool = False
+    """Compare conditions and what they do not tell of the features, by regression. False: the features (the paper)."""
 
     @abstractmethod
     def build(self) -> Distance[Any]:
@@ -62,6 +67,7 @@ class Distance(Fitted, ABC, Generic[C]):
 
     config: C
     center: Tensor
+    slope: Tensor
     beta: Tensor
     sigma: Tensor
     tau_width: Tensor
@@ -72,7 +78,12 @@ class Distance(Fitted, ABC, Generic[C]):
         if config is not None and (fields or not isinstance(config, self.Config)):
             raise ValueError(f"{type(self).__name__} takes either a {self.Config.__name__} or its fields.")
         super().__init__(self.Config(**fields) if config is None else config)
-        for name in ("center", *self.owned):  # empty until fitted or loaded, then of whatever shape that gave
+        residual = ["slope"] if self.config.residual else []
+        for name in (
+            "center",
+            *residual,
+            *self.owned,
+        ):  # empty until fitted or loaded, then of whatever shape that gave
             self.register_buffer(name, torch.empty(0))
         for name in ("sigma", "beta"):
             self.register_buffer(name, torch.zeros((), dtype=torch.float64))
@@ -96,9 +107,17 @@ class Distance(Fitted, ABC, Generic[C]):
                 vary although a bandwidth is needed.
         """
         self.progress, device, mean = progress, self.center.device, checked_mean(real, tau)
-        self.center = mean.to(device, torch.promote_types(real[0:1].dtype, torch.float32))
+        shared = ranks if len(real) >= ranks.size else ALONE
+        dtype = torch.promote_types(real[0:1].dtype, torch.float32)
+        if self.config.residual:
+            slope, mean = (mean.new_empty(0), mean) if tau is None else regression(real, tau, mean, shared)
+            self.slope = slope.to(device, dtype)
+        self.center = mean.to(device, dtype)
         self.seed = torch.tensor(seed, dtype=torch.int64)
-        median = true_median(sample_rows(real, _BANDWIDTH_ROWS, generator_for(seed, "bandwidth")), self.center)
+        sample = sample_rows(
+            JointRows(real, tau, self.center, self.join), _BANDWIDTH_ROWS, generator_for(seed, "bandwidth")
+        )
+        median = true_median(sample[:, : real.shape[1]], self.center)
         if median == 0 and (self._needs_bandwidth or tau is not None):
             raise ValueError(
                 f"The median distance between two of the {len(real)} real rows is 0, so the kernel has no bandwidth: "
@@ -108,8 +127,7 @@ class Distance(Fitted, ABC, Generic[C]):
         self.beta = self.sigma / (self.config.condition_bandwidth or 1.0)
         self.tau_width = torch.tensor(tau.shape[1] if tau is not None else 0, dtype=torch.int64)
         with torch.no_grad():
-            shared = ranks if len(real) >= ranks.size else ALONE
-            self._fit(JointRows(real, tau, self.center, self.beta), seed, shared)
+            self._fit(JointRows(real, tau, self.center, self.join), seed, shared)
         return self
 
     def forward(
@@ -135,10 +153,15 @@ class Distance(Fitted, ABC, Generic[C]):
         """
         check_generated(fake, tau, self.center.numel(), int(self.tau_width))
         with torch.autocast(fake.device.type, enabled=False):  # half precision would swamp the differences
-            features = join(fake.to(torch.promote_types(fake.dtype, torch.float32)), tau, self.center, self.beta)
+            features = self.join(fake.to(torch.promote_types(fake.dtype, torch.float32)), tau)
             finite = torch.isfinite(features)
             value = self._compare(features.where(finite, 0), step, ranks)
             return (value * torch.where(finite.all(), 1.0, torch.nan)).to(features.dtype)
+
+    def join(self, phi: Float[Tensor, "n d"], tau: Float[Tensor, "n c"] | None) -> Float[Tensor, "n w"]:
+        """The joint rows Phi that are compared, of features in the reference's type and their conditions."""
+        slope = self.slope if self.config.residual and tau is not None else None
+        return join(phi, tau, self.center, self.beta, slope)
 
     @abstractmethod
     def _fit(self, real: Rows, seed: int, ranks: Ranks) -> None:

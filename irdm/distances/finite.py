@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from irdm.distances.inputs import join
 from irdm.distances.kernel import MMD
 from irdm.distributed import ALONE, Ranks
 
@@ -38,7 +37,7 @@ def expected_at(
     Raises:
         ValueError: when half of the rows or more are alone in their stratum, which then has no pair.
     """
-    rows = join(real.to(mmd.center), tau, mmd.center, mmd.beta)
+    rows = mmd.join(real.to(mmd.center), tau)
     n = len(rows)
     groups = [rows] if strata is None else [rows[(strata == s).to(rows.device)] for s in strata.unique()]
     pairs = [(len(group), mmd._own_kernel(group, ranks)[1]) for group in groups if len(group) > 1]

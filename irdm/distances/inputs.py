@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from irdm.distributed import Ranks
 from irdm.ops.embedding import median_distance
 from irdm.ops.rows import Rows, row_blocks
+
+RIDGE = 0.01  # of the mean variance of a column of tau
 
 
 def checked_mean(real: Rows, tau: Rows | None) -> Tensor:
@@ -47,12 +51,29 @@ def check_generated(fake: Tensor, tau: Tensor | None, width: int, tau_width: int
         )
 
 
-def true_median(real: Tensor, center: Tensor) -> float:
-    """The median distance between two real rows; 0 when it is no more than rounding."""
-    median = median_distance(real.to(center) - center)
+def regression(real: Rows, tau: Rows, mean: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor]:
+    """What tau tells of real rows, linearly: tau A + b, A [c, d] and b [d] in float64, in one pass over the rows.
+
+    Ridge regression, penalty RIDGE times the mean variance of tau's columns. `mean` [d] is that of the real rows.
+    """
+    share, (c, d) = ranks.share(len(real)), (tau.shape[1], real.shape[1])
+    total, square, cross = (mean.new_zeros(*size) for size in ((c,), (c, c), (c, d)))
+    for phi, t in zip(row_blocks(real, share=share), row_blocks(tau, share=share), strict=True):
+        t = t.to(mean)
+        total, square, cross = total + t.sum(0), square + t.T @ t, cross + t.T @ (phi.to(mean) - mean)
+    middle, square, cross = (ranks.sum(part) / len(real) for part in (total, square, cross))
+    spread = square - middle[:, None] * middle
+    penalty = max(RIDGE * spread.diagonal().mean().item(), torch.finfo(mean.dtype).tiny)
+    slope = torch.linalg.solve(spread + penalty * torch.eye(c).to(mean), cross)
+    return slope, mean - middle @ slope
+
+
+def true_median(centred: Tensor, center: Tensor) -> float:
+    """The median distance between two real rows less their center; 0 when it is no more than rounding."""
+    median = median_distance(centred)
     if not math.isfinite(median):
         raise ValueError(
-            f"The real rows reach {real.abs().max():.2g}, too large to square in {center.dtype}: scale the features "
+            f"The real rows reach {centred.abs().max():.2g}, too large to square in {center.dtype}: scale the features "
             "down, or give them as float64."
         )
     # Distances below the rounding of the raw features are rounding, not data.
@@ -62,8 +83,10 @@ def true_median(real: Tensor, center: Tensor) -> float:
 class JointRows:
     """Real rows and their conditions seen as joint rows Phi [r, d + c], on the device and in the type of `center`."""
 
-    def __init__(self, real: Rows, tau: Rows | None, center: Tensor, beta: Tensor) -> None:
-        self._real, self._tau, self._center, self._beta = real, tau, center, beta
+    def __init__(
+        self, real: Rows, tau: Rows | None, center: Tensor, join: Callable[[Tensor, Tensor | None], Tensor]
+    ) -> None:
+        self._real, self._tau, self._center, self._join = real, tau, center, join
         self.shape = (len(real), real.shape[1] + (tau.shape[1] if tau is not None else 0))
 
     def __len__(self) -> int:
@@ -71,13 +94,20 @@ class JointRows:
 
     def __getitem__(self, index: slice | Tensor, /) -> Tensor:
         tau = None if self._tau is None else self._tau[index]
-        return join(self._real[index].to(self._center), tau, self._center, self._beta)
+        return self._join(self._real[index].to(self._center), tau)
 
 
-def join(phi: Tensor, tau: Tensor | None, center: Tensor, beta: Tensor) -> Tensor:
-    """Phi = [phi - center | beta tau]. Centred, since |a|^2 + |b|^2 - 2ab cancels when the mean is large."""
+def join(phi: Tensor, tau: Tensor | None, center: Tensor, beta: Tensor, slope: Tensor | None = None) -> Tensor:
+    """Phi = [phi - center - tau slope | beta tau].
+
+    Centred, since |a|^2 + |b|^2 - 2ab cancels when the mean is large.
+    """
     centred = phi - center.to(phi)
-    return centred if tau is None else torch.cat([centred, tau.detach().to(phi) * beta.to(phi.dtype)], dim=1)
+    if tau is None:
+        return centred
+    tau = tau.detach().to(phi)
+    centred = centred if slope is None else centred - tau @ slope.to(phi)
+    return torch.cat([centred, tau * beta.to(phi.dtype)], dim=1)
 
 
 def _check_matrix(name: str, rows: Rows) -> None:
