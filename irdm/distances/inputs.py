@@ -63,7 +63,9 @@ def regression(real: Rows, tau: Rows, mean: Tensor, ranks: Ranks) -> tuple[Tenso
         total, square, cross = total + t.sum(0), square + t.T @ t, cross + t.T @ (phi.to(mean) - mean)
     middle, square, cross = (ranks.sum(part) / len(real) for part in (total, square, cross))
     spread = square - middle[:, None] * middle
-    penalty = max(RIDGE * spread.diagonal().mean().item(), torch.finfo(mean.dtype).tiny)
+    rounding = torch.finfo(mean.dtype)
+    least = rounding.eps**0.5 * square.diagonal().mean().item() + rounding.tiny  # columns that never vary tell nothing
+    penalty = max(RIDGE * spread.diagonal().mean().item(), least)
     slope = torch.linalg.solve(spread + penalty * torch.eye(c).to(mean), cross)
     return slope, mean - middle @ slope
 
