@@ -1,9 +1,9 @@
 """The objective: one distance per encoder, each put on the scale of its own value, weighted and summed.
 
-    loss = sum_e  side_e * weight_e * L_e / stop_grad(max(|L_e|, guard_e))
+    loss = sum_e  weight_e * L_e / stop_grad(max(|L_e|, guard_e))
 
 Dividing by the term's own value gives the gradient of log L_e, so encoders of very different scale pull alike; near
-L_e = 0 it would blow up, so the divisor is never less than a share of the real floor. side_e: see `sides`.
+L_e = 0 it would blow up, so the divisor is never less than a share of the real floor.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from irdm.distances import Distance, sides
+from irdm.distances import Distance
 from irdm.distributed import ALONE, Ranks
 
 GUARD = 0.1  # the divisor's least value, as a share of the floor
@@ -50,7 +50,7 @@ class Objective:
     ):
         if set(distances) != set(floors):
             raise ValueError(f"Distances are for {sorted(distances)} but floors for {sorted(floors)}.")
-        self.distances, self.sides, self.self_normalise = dict(distances), sides(distances), self_normalise
+        self.distances, self.self_normalise = dict(distances), self_normalise
         self.guards = {name: GUARD * abs(floor or 0.0) for name, floor in floors.items()}
 
     def __call__(
@@ -87,7 +87,7 @@ class Objective:
                 value = distance(everyone.requires_grad_(active), told, step=step, ranks=ranks)
             scores.append(value.detach().double())
             own = scores[-1].abs().clamp(min=self.guards[name]) + TINY
-            scale = self.sides[name] * (weights[name] / own if self.self_normalise else weights[name])
+            scale = weights[name] / own if self.self_normalise else weights[name]
             total = total + scale * scores[-1]
             if active:
                 gradient = ranks.sum(torch.autograd.grad(value, everyone)[0])

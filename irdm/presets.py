@@ -62,7 +62,7 @@ class RunConfig(Config):
 
     joint: Joint = True
     """Encoders under which images are matched together with their conditions: all (true), none (false), or those named;
-    under the others only the marginal distribution of images is; of equal weights either side has half."""
+    under the others only the marginal distribution of images is."""
     self_normalise: bool = True
     """Divide each encoder's distance by its own value."""
     rollout: int = Field(default=2048, ge=2, le=2**24)
@@ -280,11 +280,7 @@ def world() -> RunConfig:
     return RunConfig(
         preset="world",
         data=WorldConfig(),
-        battery=LocalBatteryConfig(
-            held_in=("pixels", "bands", "content", "tone", "gram", "palette", *MIXTURES, *CAPTIONS),
-            held_out=("damage", "correlation", "layout", "pca", "patches", "parts"),
-            steps=1000,
-        ),
+        battery=LocalBatteryConfig(held_in=(*HELD_IN, "parts", "gram", "palette", *MIXTURES, *CAPTIONS), steps=1000),
         generator=KleinConfig(model=Path("world"), length=12),
         distance=NystromMMDConfig(
             landmarks=1024, kmeans_iterations=5, bandwidths=(0.5, 1.0, 2.0), condition_bandwidth=2.0, residual=True

@@ -89,23 +89,8 @@ def test_only_joint_distances_see_conditions(setting):
     mixed = distances | {"a": NystromMMD().fit(torch.randn(40, 3, dtype=torch.float64), tau)}
     assert mixed["a"].tau_width and not mixed["b"].tau_width
     objective = Objective(mixed, dict.fromkeys(mixed))
-    assert objective.sides == {"a": 1.0, "b": 1.0}
     found = objective(fake, tau[:9], dict.fromkeys(mixed, 1.0), 0)
     assert found.scores == {"a": mixed["a"](fake["a"], tau[:9]).item(), "b": mixed["b"](fake["b"]).item()}
-
-
-def test_joint_and_marginal_distances_have_half_of_the_weight_each(setting):
-    distances, fake = setting
-    tau = torch.eye(3, dtype=torch.float64)[torch.arange(40) % 3]
-    more = distances | {"c": distances["b"], "d": NystromMMD().fit(torch.randn(40, 3, dtype=torch.float64), tau)}
-    objective = Objective(more, dict.fromkeys(more, 0.0), self_normalise=False)
-    assert objective.sides == {"a": 2 / 3, "b": 2 / 3, "c": 2 / 3, "d": 2.0}
-    features = fake | {"c": fake["b"], "d": fake["a"]}
-    found = objective(features, tau[:9], {"a": 0.0, "b": 3.0, "c": 0.0, "d": 1.0}, 0)
-    assert found.value == pytest.approx(2 * found.scores["b"] + 2 * found.scores["d"])
-    leaf = fake["b"].clone().requires_grad_()
-    (expected,) = torch.autograd.grad(2 * distances["b"](leaf), leaf)
-    torch.testing.assert_close(found.gradients["b"], expected)
 
 
 def test_every_rank_scores_all_rows_and_keeps_the_gradient_of_its_own(setting):

@@ -9,11 +9,12 @@ from typing import Annotated
 
 from pydantic import Field
 
-from irdm.distances.base import Distance, DistanceConfig
+from irdm.distances.base import Distance
+from irdm.distances.config import DistanceConfig
 from irdm.distances.drifting import Drifting, DriftingConfig
 from irdm.distances.exact import ExactMMD, ExactMMDConfig
 from irdm.distances.frechet import Frechet, FrechetConfig
-from irdm.distances.joint import Joint, is_joint, sides
+from irdm.distances.joint import Joint, is_joint
 from irdm.distances.nystrom import NystromMMD, NystromMMDConfig
 from irdm.distances.rff import RFFMMD, RFFMMDConfig
 from irdm.distances.sliced import SlicedWasserstein, SlicedWassersteinConfig
@@ -42,5 +43,4 @@ __all__ = [
     "SlicedWasserstein",
     "SlicedWassersteinConfig",
     "is_joint",
-    "sides",
 ]

@@ -4,48 +4,27 @@ Dimension letters: n generated rows; r real rows; d features of the encoder; c c
 
 With a condition the compared features are Phi = [phi - center | beta tau], beta = sigma / s: sigma is the bandwidth of
 the encoder's features (median distance, times the distance's `scale`) and s the bandwidth wanted for the condition
-(section "Rows, center and condition" of docs/method.md). Of residuals, Phi = [phi - center - tau A | beta tau], A the
-regression of the real features on their conditions: the same rows in other coordinates, so the joint laws that agree
-are the same, but a picture of another condition lies far away in all directions of tau, not near one of another.
+(section "Rows, center and condition" of docs/method.md; `residual` there and in `irdm.distances.inputs`).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Annotated, Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
 from torch import Tensor
 
-from irdm.config import Config
+from irdm.distances.config import DistanceConfig
 from irdm.distances.fitted import Fitted
-from irdm.distances.inputs import JointRows, check_generated, checked_mean, join, regression, true_median
+from irdm.distances.inputs import JointRows, check_generated, join, located, true_median
 from irdm.distributed import ALONE, Ranks
 from irdm.ops.rows import Rows, sample_rows
 from irdm.ops.sampling import generator_for
 from irdm.progress import Say, silent
 
 _BANDWIDTH_ROWS = 10_000  # the median distance is taken over a random sample of this many rows
-
-Factor = Annotated[float, Field(ge=1e-6, le=1e6)]
-"""A positive number that leaves room for squares and their ratios in float32."""
-
-
-class DistanceConfig(Config, ABC):
-    """What the configuration of every distance has in common."""
-
-    condition_bandwidth: Factor | None = None
-    """Bandwidth s of the condition tau in its own units, when there is one; None means 1."""
-
-    residual: bool = False
-    """Compare conditions and what they do not tell of the features, by regression. False: the features (the paper)."""
-
-    @abstractmethod
-    def build(self) -> Distance[Any]:
-        """A distance without a reference: fit it, or load one."""
-
 
 C = TypeVar("C", bound=DistanceConfig)
 D = TypeVar("D", bound="Distance[Any]")
@@ -106,28 +85,18 @@ class Distance(Fitted, ABC, Generic[C]):
             ValueError: when the rows are not [r, d] with r >= 2, hold a NaN or an infinity, do not match tau, or do not
                 vary although a bandwidth is needed.
         """
-        self.progress, device, mean = progress, self.center.device, checked_mean(real, tau)
-        shared = ranks if len(real) >= ranks.size else ALONE
-        dtype = torch.promote_types(real[0:1].dtype, torch.float32)
-        if self.config.residual:
-            slope, mean = (mean.new_empty(0), mean) if tau is None else regression(real, tau, mean, shared)
-            self.slope = slope.to(device, dtype)
-        self.center = mean.to(device, dtype)
-        self.seed = torch.tensor(seed, dtype=torch.int64)
-        sample = sample_rows(
-            JointRows(real, tau, self.center, self.join), _BANDWIDTH_ROWS, generator_for(seed, "bandwidth")
-        )
-        median = true_median(sample[:, : real.shape[1]], self.center)
-        if median == 0 and (self._needs_bandwidth or tau is not None):
-            raise ValueError(
-                f"The median distance between two of the {len(real)} real rows is 0, so the kernel has no bandwidth: "
-                "most rows coincide. Check that the encoder sees the images and that the data set is not one image."
-            )
+        self.progress, shared = progress, ranks if len(real) >= ranks.size else ALONE
+        residual, dtype = self.config.residual, torch.promote_types(real[0:1].dtype, torch.float32)
+        for name, found in located(real, tau, shared, residual=residual).items():
+            setattr(self, name, found.to(self.center.device, dtype))
+        self.seed, joint = torch.tensor(seed, dtype=torch.int64), JointRows(real, tau, self.center, self.join)
+        sample = sample_rows(joint, _BANDWIDTH_ROWS, generator_for(seed, "bandwidth"))[:, : real.shape[1]]
+        median = true_median(sample, self.center, len(real), needed=self._needs_bandwidth or tau is not None)
         self.sigma = torch.tensor(self._scale * median, dtype=torch.float64)
         self.beta = self.sigma / (self.config.condition_bandwidth or 1.0)
         self.tau_width = torch.tensor(tau.shape[1] if tau is not None else 0, dtype=torch.int64)
         with torch.no_grad():
-            self._fit(JointRows(real, tau, self.center, self.join), seed, shared)
+            self._fit(joint, seed, shared)
         return self
 
     def forward(
@@ -160,8 +129,7 @@ class Distance(Fitted, ABC, Generic[C]):
 
     def join(self, phi: Float[Tensor, "n d"], tau: Float[Tensor, "n c"] | None) -> Float[Tensor, "n w"]:
         """The joint rows Phi that are compared, of features in the reference's type and their conditions."""
-        slope = self.slope if self.config.residual and tau is not None else None
-        return join(phi, tau, self.center, self.beta, slope)
+        return join(phi, tau, self.center, self.beta, self.slope if self.config.residual else None)
 
     @abstractmethod
     def _fit(self, real: Rows, seed: int, ranks: Ranks) -> None:

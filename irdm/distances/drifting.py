@@ -15,7 +15,8 @@ from jaxtyping import Float
 from pydantic import PositiveInt
 from torch import Tensor
 
-from irdm.distances.base import Distance, DistanceConfig, Factor
+from irdm.distances.base import Distance
+from irdm.distances.config import DistanceConfig, Factor
 from irdm.distances.pool import PoolConfig
 from irdm.distributed import ALONE, Ranks
 from irdm.ops.rows import Rows

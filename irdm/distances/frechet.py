@@ -8,7 +8,8 @@ from jaxtyping import Float
 from pydantic import PositiveFloat
 from torch import Tensor
 
-from irdm.distances.base import Distance, DistanceConfig
+from irdm.distances.base import Distance
+from irdm.distances.config import DistanceConfig
 from irdm.distributed import Ranks
 from irdm.ops.gaussian import frechet_distance, moments, streaming_moments, symmetric_root
 from irdm.ops.rows import Rows, row_blocks

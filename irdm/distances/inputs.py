@@ -51,6 +51,18 @@ def check_generated(fake: Tensor, tau: Tensor | None, width: int, tau_width: int
         )
 
 
+def located(real: Rows, tau: Rows | None, ranks: Ranks, *, residual: bool) -> dict[str, Tensor]:
+    """The `center` [d] of real rows, in float64, and of residuals the `slope` A [c, d] by which tau moves it.
+
+    Raises ValueError as `checked_mean` does.
+    """
+    mean = checked_mean(real, tau)
+    if not residual:
+        return {"center": mean}
+    slope, center = (mean.new_empty(0), mean) if tau is None else regression(real, tau, mean, ranks)
+    return {"center": center, "slope": slope}
+
+
 def regression(real: Rows, tau: Rows, mean: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor]:
     """What tau tells of real rows, linearly: tau A + b, A [c, d] and b [d] in float64, in one pass over the rows.
 
@@ -70,8 +82,11 @@ def regression(real: Rows, tau: Rows, mean: Tensor, ranks: Ranks) -> tuple[Tenso
     return slope, mean - middle @ slope
 
 
-def true_median(centred: Tensor, center: Tensor) -> float:
-    """The median distance between two real rows less their center; 0 when it is no more than rounding."""
+def true_median(centred: Tensor, center: Tensor, count: int, *, needed: bool) -> float:
+    """The median distance between two of `count` real rows less their center; 0 when it is no more than rounding.
+
+    Raises ValueError when it is 0 and `needed`.
+    """
     median = median_distance(centred)
     if not math.isfinite(median):
         raise ValueError(
@@ -79,7 +94,13 @@ def true_median(centred: Tensor, center: Tensor) -> float:
             "down, or give them as float64."
         )
     # Distances below the rounding of the raw features are rounding, not data.
-    return median if median > 4 * torch.finfo(center.dtype).eps * float(center.norm()) else 0.0
+    median = median if median > 4 * torch.finfo(center.dtype).eps * float(center.norm()) else 0.0
+    if needed and not median:
+        raise ValueError(
+            f"The median distance between two of the {count} real rows is 0, so the kernel has no bandwidth: "
+            "most rows coincide. Check that the encoder sees the images and that the data set is not one image."
+        )
+    return median
 
 
 class JointRows:
@@ -100,9 +121,10 @@ class JointRows:
 
 
 def join(phi: Tensor, tau: Tensor | None, center: Tensor, beta: Tensor, slope: Tensor | None = None) -> Tensor:
-    """Phi = [phi - center - tau slope | beta tau].
+    """Phi = [phi - center - tau slope | beta tau]. Centred, since |a|^2 + |b|^2 - 2ab cancels when the mean is large.
 
-    Centred, since |a|^2 + |b|^2 - 2ab cancels when the mean is large.
+    With a slope, that of the regression of real features on their conditions, it is the same rows in other coordinates:
+    laws that agree are the same, but a picture of another condition is off alike whatever its own is.
     """
     centred = phi - center.to(phi)
     if tau is None:

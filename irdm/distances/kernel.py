@@ -8,7 +8,8 @@ from annotated_types import MinLen
 from pydantic import PositiveInt, field_validator
 from torch import Tensor
 
-from irdm.distances.base import Distance, DistanceConfig, Factor
+from irdm.distances.base import Distance
+from irdm.distances.config import DistanceConfig, Factor
 from irdm.distributed import Ranks
 from irdm.ops.kernels import mean_kernel, squared_mmd
 from irdm.ops.radial import KERNELS, Energy, RadialKernel

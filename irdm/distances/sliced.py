@@ -9,7 +9,8 @@ from jaxtyping import Float
 from pydantic import PositiveInt
 from torch import Tensor
 
-from irdm.distances.base import Distance, DistanceConfig
+from irdm.distances.base import Distance
+from irdm.distances.config import DistanceConfig
 from irdm.distances.pool import PoolConfig
 from irdm.distributed import Ranks
 from irdm.ops.rows import Rows
