@@ -1,4 +1,4 @@
-"""A student of the captioned world comes nearer to real pictures in one step than its teacher in four."""
+"""A student of the captioned world is right more often in one step than its teacher in four, and nearer to real."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ def test_one_step_beats_the_four_of_its_teacher(seed, tmp_path):
     assert main(["eval", str(run), "--teacher", "4"]) == 0
     student, teacher = (read_result(folder).scores for folder in (run, run / "teacher-4"))
     print(seed, student["world"].mean.value, teacher["world"].mean.value)
-    for score in ("sw_ratio", "joint_ratio"):
-        assert student[score].mean.value < teacher[score].mean.value
+    assert student["world"].mean.value > teacher["world"].mean.value
+    assert student["sw_ratio"].mean.value < teacher["sw_ratio"].mean.value
