@@ -34,8 +34,6 @@ from irdm.progress import Say, duration
 
 FLOAT = 4  # bytes
 EFFICIENCY = 0.5  # of the rate of a large matrix product, which training usually reaches
-BATCH = 128  # images of a step that teaches an encoder ...
-LEARN = 3.0  # ... each of which takes this many times what all encoders take to look at one
 HOUR = 3600.0  # seconds
 TRIAL = 10_000  # images of a run that is over at once
 
@@ -294,6 +292,7 @@ class _Timed:
             blank = battery.blank(shape, conditions.spec)
         else:
             blank = battery.restore(shape, {})  # type: ignore[union-attr]
+        self.blank = blank
         self.encoders = {name: encoder.to(device) for name, encoder in blank.encoders.items()}
         self.held_in = {name: self.encoders[name] for name in blank.held_in}
         self.generator = config.generator.build(shape, conditions.spec).to(device)
@@ -309,8 +308,9 @@ class _Timed:
         step = self.share * self._rate(lambda k: self._pass(k, self.held_in, learn=True)) + compare
         fit = reference = evaluate = checks = 0.0
         if isinstance(config.battery, FittedBatteryConfig):
-            learned = config.battery.steps * (2 if self.dataset.train.conditions.spec.groups > 10 else 1)
-            fit = embed * (min(n, config.battery.images) + LEARN * BATCH * learned)
+            shown = config.battery.lessons(self.blank, self.dataset.image_shape, self.dataset.train.conditions.spec)
+            fit = embed * min(n, config.battery.images)
+            fit += sum(count * self._rate(self._lesson(self.encoders[name])) for name, count in shown.items() if count)
         reference = embed_in * (n + v) + len(self.held_in) * self._fit(n, compare / len(self.held_in))
         if (judged := config.evaluation) is not None:
             rows = min(judged.rows, n, v // 2)
@@ -343,6 +343,15 @@ class _Timed:
         features = cache.forward(generate, k)
         if learn:
             cache.backward({name: torch.ones_like(rows) for name, rows in features.items()})
+
+    def _lesson(self, encoder: nn.Module) -> Callable[[int], None]:
+        """An encoder looks at k images and back, as it does to learn."""
+
+        def work(k: int) -> None:
+            images = torch.zeros(k, *self.dataset.image_shape, device=self.device, requires_grad=True)
+            encoder(images).sum().backward()
+
+        return work
 
     def _rate(self, work: Callable[[int], None]) -> float:
         """Seconds an image of `work(images)`, at the size that a run does it if that takes no more than a second."""

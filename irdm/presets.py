@@ -285,7 +285,6 @@ def world() -> RunConfig:
         distance=NystromMMDConfig(
             landmarks=1024, kmeans_iterations=5, bandwidths=(0.5, 1.0, 2.0), condition_bandwidth=2.0, residual=True
         ),
-        controller=ControllerConfig(kind="uniform"),
         evaluation=EvaluationConfig(
             rows=2500, table_rows=10_000, manifold_rows=2000, draws=1, resamples=8, quick_rows=512, ladder=0
         ),
@@ -293,7 +292,7 @@ def world() -> RunConfig:
         rollout=256,
         micro_batch=128,
         steps=500,
-        lr=0.008,
+        lr=0.015,
         warmup=10,
         final_lr=0.01,
         ema_decay=0.99,

@@ -36,7 +36,7 @@ from __future__ import annotations
 import math
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -231,22 +231,23 @@ class FittedBatteryConfig(Config):
         shape = (images.shape[1], images.shape[2], images.shape[3])
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed((self.seed * 1_000_003 + zlib.crc32(name.encode())) % 2**63)
-            told = 0 if tau is None else tau.shape[1]
-            network = _network(name, shape, self.width, *_sizes(name, classes, told, len(images)))
-            view = network.view if isinstance(network, Whitened) else network
+            width = 0 if tau is None else tau.shape[1]
+            network = _network(name, shape, self.width, *_sizes(name, classes, width, len(images)))
+            view = _view(network)
+            told = _told(view, classes, width)
             if isinstance(view, Patches | Parts):
                 view.cut(images)
             elif isinstance(view, Pretrained):
                 view.load()
             elif isinstance(view, Damage):
-                self._teach(name, Assess(view), images, labels, classes, say)
+                self._teach(name, Assess(view), images, labels, told, say)
             elif isinstance(view, Mixture):
-                self._teach(name, Unmix(view), images, labels, BLOCKS**2, say)
+                self._teach(name, Unmix(view), images, labels, told, say)
             elif isinstance(view, Caption):
                 assert tau is not None
-                self._teach(name, Describe(view, tau), images, tau, tau.shape[1], say)
+                self._teach(name, Describe(view, tau), images, tau, told, say)
             elif isinstance(view, Content | Layout):
-                self._teach(name, Classify(view) if classes > 1 else Contrast(view), images, labels, classes, say)
+                self._teach(name, Classify(view) if classes > 1 else Contrast(view), images, labels, told, say)
             if isinstance(network, Whitened):
                 rows, meter = [], Meter(f"fitting the encoder '{name}'", len(images), "images", say)
                 for block in images.split(max(1, min(256, 2**18 // math.prod(shape[1:])))):
@@ -255,10 +256,17 @@ class FittedBatteryConfig(Config):
                 network.fit(torch.cat(rows))
         return _encoder(name, network, shape)
 
+    def lessons(self, battery: Battery, image_shape: Shape, spec: Spec) -> dict[str, int]:
+        """Images that each encoder of a battery is shown while it learns, most of them often: 0 where it does not."""
+        told = {name: _told(_view(e.network), spec.groups, spec.width) for name, e in battery.encoders.items()}
+        return {name: _batch(image_shape[1:]) * self._steps(count) if count else 0 for name, count in told.items()}
+
+    def _steps(self, told: int) -> int:
+        return self.steps * (2 if told > 10 else 1)
+
     def _teach(self, name: str, lesson: nn.Module, images: Images, labels: Tensor, told: int, say: Say) -> None:
-        """AdamW over shuffled batches, one learning-rate cycle; of larger images fewer at once, so it takes as long."""
-        steps = self.steps * (2 if told > 10 else 1)
-        batch = min(128, max(32, 128 * 1024 // math.prod(images.shape[2:])))
+        """AdamW over shuffled batches, one learning-rate cycle."""
+        steps, batch = self._steps(told), _batch(images.shape[2:])
         optimizer = torch.optim.AdamW(lesson.parameters(), lr=self.lr, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps)
         meter = Meter(f"fitting the encoder '{name}'", steps, "steps", say)
@@ -317,6 +325,25 @@ def _network(name: str, shape: Shape, width: int, outputs: int, dim: int) -> nn.
         return view
     inputs = view(torch.zeros(1, *shape)).shape[1]
     return Whitened(view, inputs, min(dim, inputs))
+
+
+def _view(network: nn.Module) -> nn.Module:
+    """What an encoder computes before it is whitened."""
+    return network.view if isinstance(network, Whitened) else network
+
+
+def _told(view: nn.Module, classes: int, width: int) -> int:
+    """How many classes or numbers a view learns to tell, where tau has `width` numbers; 0: it does not learn."""
+    if isinstance(view, Caption):
+        return width
+    if isinstance(view, Mixture):
+        return BLOCKS**2
+    return max(1, classes) if isinstance(view, Damage | Content | Layout) else 0
+
+
+def _batch(sides: Sequence[int]) -> int:
+    """Images of a step of learning: of larger ones fewer, so that it takes as long."""
+    return min(128, max(32, 128 * 1024 // math.prod(sides)))
 
 
 def _encoder(name: str, network: nn.Module, shape: Shape) -> Encoder:

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 JUDGED = 1200  # pictures of each side that the exact judge reads
-STUDENT, ALONE = "student, 1 step", "one encoder, caption"
+SHORT = 0.25  # of the steps, for the changes
+STUDENT, QUARTER, ALONE = "student, 1 step", "a quarter of the steps", "one encoder, caption"
 HARD = (*CATEGORIES, "two_object", "position", "color_attr")
 SHOWN = (
     "a red circle", "a white triangle and a green circle", "three crosses", "a disc to the left of a red box",
@@ -106,11 +107,11 @@ def _numbers(result: Result | None, generator: Generator) -> Numbers:
 
 
 def cells(scale: float) -> dict[str, WorldCell]:
-    """The preset with its teacher, and one change each."""
+    """The preset with its teacher; a quarter of its steps, and one change each of that."""
     preset = world()
 
-    def changed(rollout: int = preset.rollout, **fields) -> RunConfig:
-        steps = max(2, round(preset.steps * scale * preset.rollout / rollout))  # as many pictures
+    def changed(share: float = SHORT, rollout: int = preset.rollout, **fields) -> RunConfig:
+        steps = max(2, round(preset.steps * scale * share * preset.rollout / rollout))  # as many pictures
         schedule = {"rollout": rollout, "steps": steps, "warmup": min(preset.warmup, steps // 2), "check_every": steps}
         schedule["micro_batch"] = min(rollout, preset.micro_batch or rollout)
         return RunConfig.model_validate(preset.model_copy(update=schedule | fields).model_dump())
@@ -118,13 +119,13 @@ def cells(scale: float) -> dict[str, WorldCell]:
     adapters = preset.generator.model_copy(update={"lora_rank": 16})
     alone = preset.battery.model_copy(update={"held_in": ("caption",)})
     return {
-        STUDENT: WorldCell(changed(), teacher=True),
-        "all encoders joint": WorldCell(changed(joint=True)),
+        STUDENT: WorldCell(changed(1.0), teacher=True),
+        QUARTER: WorldCell(changed()),
         "marginal": WorldCell(changed(joint=False)),
         "LoRA, rank 16": WorldCell(changed(generator=adapters)),
         "without a teacher": WorldCell(changed(), scratch=True),
         "hard captions twice": WorldCell(changed(data=preset.data.model_copy(update={"mix": HARD}))),
-        **{f"rollout {rollout}": WorldCell(changed(rollout)) for rollout in (64, 1024)},
+        **{f"rollout {rollout}": WorldCell(changed(rollout=rollout)) for rollout in (64, 1024)},
         ALONE: WorldCell(changed(battery=alone, joint=True)),
     }
 
@@ -183,6 +184,12 @@ def claims(table: Table) -> list[Claim]:
             student["sw"].mean < four["sw"].mean,
         ),
         Claim(
+            "and by the SW ratio of the encoders that judge alone",
+            "not reported",
+            f"{student['sw_held_out']} against {four['sw_held_out']}",
+            student["sw_held_out"].mean < four["sw_held_out"].mean,
+        ),
+        Claim(
             "On held-out compositions it beats the teacher as well",
             "not reported",
             f"{student['right_held']} against {four['right_held']}; it loses {loss:.3f} to those trained on",
@@ -191,8 +198,8 @@ def claims(table: Table) -> list[Claim]:
         Claim(
             "Only joint matching ties a picture to its caption",
             "GenEval 0.826 joint, 0.801 marginal",
-            f"{student['right']} joint under the captions, {table['marginal']['right']} marginal",
-            student["right"].mean > table["marginal"]["right"].mean,
+            f"{table[QUARTER]['right']} joint under the captions, {table['marginal']['right']} marginal",
+            table[QUARTER]["right"].mean > table["marginal"]["right"].mean,
         ),
         Claim(
             "A single encoder is gamed, and the verdict says so",
@@ -219,5 +226,6 @@ STUDY = Study(
     cells=cells,
     figure=figure,
     claims=claims,
-    notes=f"Rates are of {JUDGED} pictures, the mean of six categories, as the exact judge reads them.",
+    notes=f"Rates are of {JUDGED} pictures, the mean of six categories, as the exact judge reads them. Rows below that "
+    "of a quarter of the steps are the same with one change.",
 )
