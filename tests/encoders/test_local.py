@@ -1,6 +1,7 @@
 """The local battery: frozen, differentiable, seeded, cached, and quick to name what is broken."""
 
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -267,6 +268,18 @@ def test_a_long_fit_says_how_far_it_is(digits, monkeypatch):
     lines = []
     SMALL.fit(digits, progress=lines.append)
     assert any("fitting the encoder 'layout': 1 of 2 steps, " in line and "left" in line for line in lines)
+
+
+def test_lessons_are_counted_as_they_are_given(monkeypatch):
+    monkeypatch.setattr("irdm.progress.EVERY", 0.0)
+    captioned, lines = WorldConfig(rows=200).build(), []
+    names = ("pixels", "content", "mixture", "caption")
+    config = LocalBatteryConfig(held_in=names, held_out=("damage",), steps=2, width=4)
+    battery = config.fit(captioned, progress=lines.append)
+    given = dict(re.findall(r"the encoder '(\w+)': \d+ of (\d+) steps", "\n".join(lines)))
+    counted = config.lessons(battery, captioned.train.image_shape, captioned.train.conditions.spec)
+    assert counted == {name: 128 * int(given.get(name, 0)) for name in (*names, "damage")}
+    assert counted["mixture"] == 2 * counted["damage"] > counted["pixels"] == 0
 
 
 @pytest.mark.parametrize("seed", [2**62, 2**63 - 1])
