@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import platform
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -97,7 +98,7 @@ def _run_all(todo: list, found: dict, total: int, workers: int, progress: Callab
             torch.set_num_threads(threads)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(todo)), mp_context=context, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(min(workers, len(todo)), mp_context=context, initializer=_begin_worker) as pool:
         running = {pool.submit(run_cell, *job): (job[0], job[3]) for job in todo}
         try:
             while running:
@@ -111,6 +112,19 @@ def _run_all(todo: list, found: dict, total: int, workers: int, progress: Callab
 
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+def _begin_worker() -> None:
+    """One thread; and an end when the study is killed, so that nobody writes where it is begun again."""
+    _one_thread()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def run_cell(name: str, cell: Cell, folder: Path, seed: int) -> dict[str, dict[str, float]]:

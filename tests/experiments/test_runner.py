@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -54,6 +57,17 @@ def figure(table, folder):
 def claims(table):
     a, b = table["a"]["value"], table["b"]["value"]
     return [Claim("b is above a", "yes, by 10", f"{a} and {b}", b.mean > a.mean)]
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A cell that says which process it is in, and waits."""
+
+    key: str = "waiting"
+
+    def run(self, name, out, seed):
+        out.with_suffix(".pid").write_text(str(os.getpid()))
+        time.sleep(600)
 
 
 def study(**changes) -> Study:
@@ -188,3 +202,31 @@ def test_batteries_of_every_size_are_judged_by_the_same_encoders():
     assert [len(names) for names in held_in] == [1, 2, 4, 8]
     assert all(set(a) < set(b) for a, b in pairwise(held_in))
     assert len({cell.config.battery.held_out for cell in cells.values()}) == 1
+
+
+def test_workers_end_with_a_study_that_is_killed(tmp_path):
+    main = get_context("spawn").Process(target=run_two, args=(tmp_path,))
+    main.start()
+    while len(places := [*tmp_path.glob("cells/*/*.pid")]) < 2:
+        assert main.is_alive()
+        time.sleep(0.1)
+    main.kill()
+    main.join()
+    workers = [int(place.read_text()) for place in places]
+    deadline = time.monotonic() + 60
+    while alive := [pid for pid in workers if _runs(pid)]:
+        assert time.monotonic() < deadline, alive
+        time.sleep(0.1)
+
+
+def run_two(out: Path) -> None:
+    """A study of two cells that wait, side by side."""
+    run_study(study(cells=lambda scale: {"a": Waiting(), "b": Waiting()}), out, seeds=(0,), workers=2)
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is there and has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
