@@ -14,6 +14,7 @@ EXPERIMENTS: dict[str, Study] = {
             module.STUDY
             for module in (spiral, batch, battery, distance, gaming, controller, estimator, joint, peers, world)
         ),
+        world.CHANGES,
         *(module.ON_FASHION for module in (batch, battery, distance, gaming, controller, peers)),
     )
 }

@@ -19,7 +19,7 @@ from irdm.experiments.page import record, write_page
 from irdm.experiments.peers import FlowCell
 
 NOT_RECORDED = {
-    "world",
+    "world-changes",
     "battery",
     *(f"{name}-fashion" for name in ("batch", "battery", "distance", "gaming", "controller", "peers")),
 }
