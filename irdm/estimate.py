@@ -34,6 +34,7 @@ from irdm.progress import Say, duration
 
 FLOAT = 4  # bytes
 EFFICIENCY = 0.5  # of the rate of a large matrix product, which training usually reaches
+LESSON = 1.3  # times a look and back: an encoder that learns also changes its images, and its weights
 HOUR = 3600.0  # seconds
 TRIAL = 10_000  # images of a run that is over at once
 
@@ -310,7 +311,7 @@ class _Timed:
         if isinstance(config.battery, FittedBatteryConfig):
             shown = config.battery.lessons(self.blank, self.dataset.image_shape, self.dataset.train.conditions.spec)
             fit = embed * min(n, config.battery.images)
-            fit += sum(count * self._rate(self._lesson(self.encoders[name])) for name, count in shown.items() if count)
+            fit += LESSON * sum(k * self._rate(self._look_back(self.encoders[name])) for name, k in shown.items() if k)
         reference = embed_in * (n + v) + len(self.held_in) * self._fit(n, compare / len(self.held_in))
         if (judged := config.evaluation) is not None:
             rows = min(judged.rows, n, v // 2)
@@ -344,8 +345,8 @@ class _Timed:
         if learn:
             cache.backward({name: torch.ones_like(rows) for name, rows in features.items()})
 
-    def _lesson(self, encoder: nn.Module) -> Callable[[int], None]:
-        """An encoder looks at k images and back, as it does to learn."""
+    def _look_back(self, encoder: nn.Module) -> Callable[[int], None]:
+        """An encoder looks at k images, and takes a gradient back to them."""
 
         def work(k: int) -> None:
             images = torch.zeros(k, *self.dataset.image_shape, device=self.device, requires_grad=True)
