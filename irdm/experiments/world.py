@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from irdm.against import evaluate_run
 from irdm.conditions import to_bytes
 from irdm.controller import ControllerConfig
-from irdm.encoders.local import MIXTURES
+from irdm.encoders.local import MIXTURES, LocalBatteryConfig
 from irdm.evaluation import Result
 from irdm.experiments.base import Claim, Numbers, Study, Table, scores
 from irdm.experiments.draw import bars, grid
@@ -118,6 +118,7 @@ def changes(scale: float) -> dict[str, WorldCell]:
     """A quarter of the preset's steps, and one change each of that."""
     preset = world()
     distance, battery = preset.distance, preset.battery
+    assert isinstance(battery, LocalBatteryConfig)
     parts = tuple(name for name in battery.held_in if name not in MIXTURES)
 
     def changed(**fields) -> WorldCell:
