@@ -110,7 +110,7 @@ def _numbers(result: Result | None, generator: Generator) -> Numbers:
 
 
 def cells(scale: float) -> dict[str, WorldCell]:
-    """The preset, with its teacher."""
+    """The preset, beside its teacher."""
     return {STUDENT: WorldCell(shortened(scale), teacher=True)}
 
 
@@ -272,7 +272,7 @@ STUDY = Study(
     cells=cells,
     figure=figure,
     claims=claims,
-    notes=NOTES,
+    notes=NOTES + " The teacher is one network, judged each time with the same captions and noise: it has no spread.",
 )
 CHANGES = Study(
     name="world-changes",
