@@ -149,7 +149,7 @@ def shortened(share: float, rollout: int | None = None, **fields) -> RunConfig:
 
 
 def figure(table: Table, folder: Callable[[str, int], Path]) -> Figure:
-    """Captions above pictures: the teacher in four steps, the student in one, real; and the rates."""
+    """Captions above pictures: the teacher in four steps, the student in one, real."""
     from irdm.world import picture
 
     loaded = load_run(folder(STUDENT, 0))
@@ -187,13 +187,8 @@ def _broken(text: str, width: int = 16) -> list[str]:
 def bars_of(table: Table, folder: Callable[[str, int], Path]) -> Figure:
     """How often each is right, and how far it is from real."""
     fig, ((right,), (far,)) = grid(2, 1, size=11, height=2.6)
-    bars(
-        right,
-        table,
-        list(table),
-        [("right", "captions trained on"), ("right_held", "compositions held out")],
-        real=False,
-    )
+    sides = [("right", "captions trained on"), ("right_held", "compositions held out")]
+    bars(right, table, list(table), sides, real=False)
     bars(far, table, list(table), [("sw_held_in", "held in"), ("sw_held_out", "held out")])
     right.set_ylabel("right")
     far.set_ylabel("SW ratio (real = 1)")
@@ -215,22 +210,22 @@ def claims(table: Table) -> list[Claim]:
             student["right"].mean > four["right"].mean,
         ),
         Claim(
-            "On compositions that no caption of training has it does as well",
+            "It does on compositions that no caption of training has",
             "not reported",
             f"{student['right_held']} against {four['right_held']}; it loses {loss:.3f} to those trained on",
             student["right_held"].mean > four["right_held"].mean,
         ),
         Claim(
-            "and by the SW ratio of all encoders",
-            "not reported",
-            f"{student['sw']} against {four['sw']}",
-            student["sw"].mean < four["sw"].mean,
-        ),
-        Claim(
-            "and by that of the encoders that judge alone",
+            "It does by the SW ratio of the encoders that judge alone",
             "not reported",
             f"{student['sw_held_out']} against {four['sw_held_out']}",
             student["sw_held_out"].mean < four["sw_held_out"].mean,
+        ),
+        Claim(
+            "It does by the SW ratio of all encoders",
+            "not reported",
+            f"{student['sw']} against {four['sw']}",
+            student["sw"].mean < four["sw"].mean,
         ),
     ]
 

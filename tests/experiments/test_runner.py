@@ -18,6 +18,7 @@ from irdm.experiments.base import Claim, Study, Values
 from irdm.experiments.page import record, write_page
 from irdm.experiments.peers import FlowCell
 
+ROOT = Path(__file__).parents[2]
 NOT_RECORDED = {
     "world-changes",
     "battery",
@@ -202,6 +203,17 @@ def test_batteries_of_every_size_are_judged_by_the_same_encoders():
     assert [len(names) for names in held_in] == [1, 2, 4, 8]
     assert all(set(a) < set(b) for a, b in pairwise(held_in))
     assert len({cell.config.battery.held_out for cell in cells.values()}) == 1
+
+
+def test_the_readme_says_what_the_world_is_recorded_to_be():
+    rows = json.loads((ROOT / "docs/results/world.json").read_text())["rows"]
+    mean = {name: {column: Values(tuple(v)).mean for column, v in row.items()} for name, row in rows.items()}
+    one, four = mean["student, 1 step"], mean["teacher, 4 steps"]
+    says = " ".join((ROOT / "README.md").read_text().split())
+    assert f"{one['right']:.0%} against {four['right']:.0%} of captions" in says
+    assert f"{one['right_held']:.0%} against {four['right_held']:.0%} of compositions" in says
+    assert f"SW ratio {one['sw_held_out']:.1f} against {four['sw_held_out']:.1f}" in says
+    assert f"nearer ({one['sw']:.1f} against {four['sw']:.1f})" in says
 
 
 def test_workers_end_with_a_study_that_is_killed(tmp_path):
