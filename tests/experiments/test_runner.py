@@ -156,7 +156,7 @@ def test_every_study_can_be_built_and_its_page_is_current(name):
     whole, part = EXPERIMENTS[name].cells(1.0), EXPERIMENTS[name].cells(0.1)
     assert whole.keys() == part.keys()
     assert all(whole[cell].key != part[cell].key for cell in whole), "the scale has to change every cell"
-    path = Path(__file__).parents[2] / "docs" / "results" / f"{name}.json"
+    path = ROOT / "docs" / "results" / f"{name}.json"
     assert path.exists() == (name not in NOT_RECORDED)
     if name in NOT_RECORDED:
         return
@@ -172,7 +172,7 @@ def test_every_study_can_be_built_and_its_page_is_current(name):
 
 
 def test_the_results_page_is_written_from_the_recorded_results(tmp_path):
-    docs = Path(__file__).parents[2] / "docs"
+    docs = ROOT / "docs"
     (tmp_path / "results").mkdir()
     for path in (docs / "results").glob("*.json"):
         (tmp_path / "results" / path.name).write_bytes(path.read_bytes())
