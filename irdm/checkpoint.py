@@ -2,10 +2,14 @@
 
 A checkpoint is a folder `step-00000500/` of safetensors files and a `manifest.json` with the sha256 of each
 (`irdm.files.sealed_folder`): a killed process leaves the last good state.
+
+Of weights that are divided over ranks each rank writes its own part, `step-00000500/part-2-of-4/`, a folder like that,
+and asks nothing of the others. The checkpoint is whole when all parts are there; any number of ranks can read it.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,10 +22,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from irdm.files import MANIFEST, misfits, read_sealed, read_tensors, sealed_folder, write_tensors
+from irdm.files import (
+    MANIFEST,
+    hash_of,
+    misfits,
+    read_sealed,
+    read_tensors,
+    remove,
+    sealed_folder,
+    visible,
+    write_tensors,
+)
 from irdm.ops.shards import divided_like
 
 UNUSABLE = "This checkpoint is not usable."
+PART = re.compile(r"part-(\d+)-of-(\d+)")
 
 
 @dataclass
@@ -68,24 +83,53 @@ class Progress:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`tensors` {group: {name: tensor}} and the JSON `state` of one step; `files` {group: {"bytes", "sha256"}}."""
+    """`tensors` {group: {name: tensor}}, whole, and the JSON `state` of one step; `hashes` {group: sha256}."""
 
     step: int
-    tensors: dict[str, dict[str, Tensor]]
+    tensors: dict[str, Mapping[str, Tensor]]
     state: dict[str, Any]
-    files: dict[str, dict[str, Any]]
+    hashes: dict[str, str]
+
+
+class Joined(Mapping[str, Tensor]):
+    """Tensors in parts, which follow each other along the first axis, joined when they are asked for."""
+
+    def __init__(self, parts: Sequence[Mapping[str, Tensor]]) -> None:
+        self._parts, self._names = parts, dict.fromkeys(name for part in parts for name in part)
+
+    def __getitem__(self, name: str) -> Tensor:
+        found = [part[name] for part in self._parts if name in part]
+        return torch.cat(found) if len(found) > 1 else found[0]  # what was not divided, one rank wrote
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def save_checkpoint(
-    folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int = 2
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    keep: int = 2,
+    part: tuple[int, int] = (0, 1),
 ) -> Path:
-    """Write `folder/step-<step>` atomically, then delete all but the newest `keep`; on OSError the old stay."""
-    target = folder / f"step-{step:08d}"
-    with sealed_folder(target, {"step": step, "state": dict(state)}) as (partial, record):
+    """Write `folder/step-<step>` atomically, then delete all but the newest `keep`; on OSError the old stay.
+
+    `part`: (rank, ranks) where each writes its own part of divided tensors, the first also what is not divided.
+    """
+    target, (rank, size) = folder / f"step-{step:08d}", part
+    place = target if size == 1 else target / f"part-{rank + 1}-of-{size}"
+    with sealed_folder(place, {"step": step, "state": dict(state)}) as (partial, record):
         for name, group in tensors.items():
             record["files"][f"{name}.safetensors"] = write_tensors(partial / f"{name}.safetensors", group)
-    for old in _folders(folder)[:-keep]:
-        shutil.rmtree(old)
+    if rank == 0:
+        whole = [path for path in _folders(folder) if not _unfinished(path)]
+        for old in _folders(folder):
+            if whole and old < whole[-keep:][0]:
+                shutil.rmtree(old)
     return target
 
 
@@ -100,10 +144,16 @@ class Writer:
         self._thread = ThreadPoolExecutor(1, "checkpoints")
         self._last: Future[Path] | None = None
 
-    def write(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+    def write(
+        self,
+        step: int,
+        tensors: Mapping[str, Mapping[str, Tensor]],
+        state: Mapping[str, Any],
+        part: tuple[int, int] = (0, 1),
+    ) -> None:
         """Begin to write what nobody changes any more. Raises OSError when the one before could not be written."""
         self.wait()
-        self._last = self._thread.submit(save_checkpoint, self._folder, step, tensors, state, self._keep)
+        self._last = self._thread.submit(save_checkpoint, self._folder, step, tensors, state, self._keep, part)
 
     @property
     def failed(self) -> bool:
@@ -128,21 +178,41 @@ class Writer:
 def load_checkpoint(path: Path) -> Checkpoint:
     """Verify one checkpoint folder and map its tensors into memory: pages are read as they are used.
 
-    Raises ValueError naming a file that is missing, cut short or altered.
+    Raises ValueError naming a file that is missing, cut short or altered, and of parts how many are not there.
     """
+    if _unfinished(path):
+        found = {size: len(parts) for size, parts in _parts(path).items()}
+        told = " and ".join(f"{there} of {size}" for size, there in found.items()) or "none"
+        raise ValueError(f"{path} is unfinished: of its parts, one a rank, {told} are there.")
+    whole = next((parts for size, parts in _parts(path).items() if len(parts) == size), [path])
+    read = [_read(part) for part in ([path] if (path / MANIFEST).exists() else whole)]
+    (step, state), names = read[0][:2], list(read[0][2])
+    if any((part[0], list(part[2])) != (step, names) for part in read):
+        raise ValueError(f"{path} has parts of several checkpoints. {UNUSABLE}")
+    hashes = {name: [part[2][name]["sha256"] for part in read] for name in names}
+    parts = {name: [part[3][name] for part in read] for name in names}
+    return Checkpoint(
+        step,
+        {name: Joined(tensors) if len(tensors) > 1 else tensors[0] for name, tensors in parts.items()},
+        state,
+        {name: of[0] if len(of) == 1 else hash_of(of) for name, of in hashes.items()},
+    )
+
+
+def _read(path: Path) -> tuple[int, dict[str, Any], dict[str, dict[str, Any]], dict[str, dict[str, Tensor]]]:
+    """Of one sealed folder: its step and state, what its manifest says of each group, and the tensors of each."""
     record = read_sealed(path, UNUSABLE)
     step, state = record.get("step"), record.get("state")
     if not isinstance(step, int) or not isinstance(state, dict):
         raise ValueError(f"{path / MANIFEST} names no step or no state. {UNUSABLE}")
     files = {name.removesuffix(".safetensors"): entry for name, entry in record["files"].items()}
-    tensors = {name: read_tensors(path / f"{name}.safetensors", UNUSABLE)[0] for name in files}
-    return Checkpoint(step, tensors, state, files)
+    return step, state, files, {name: read_tensors(path / f"{name}.safetensors", UNUSABLE)[0] for name in files}
 
 
 def load_latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that is whole, and what was wrong with each newer one that was refused.
 
-    Raises ValueError when there are checkpoints and none is usable.
+    Raises ValueError when some are finished and none is usable.
     """
     refused = []
     for path in reversed(_folders(folder)):
@@ -150,11 +220,22 @@ def load_latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
             return load_checkpoint(path), refused
         except ValueError as error:
             refused.append(str(error))
-    if refused:
+    if has_checkpoint(folder):
         raise ValueError(
             "No checkpoint is usable:\n  " + "\n  ".join(refused) + f"\nRestore one, or delete {folder} to start again."
         )
-    return None, []
+    return None, refused
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether any is finished there."""
+    return not all(map(_unfinished, _folders(folder)))
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete those that lack a part, so that none is ever made up of what two runs wrote."""
+    for path in filter(_unfinished, _folders(folder)):
+        remove(path)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, Tensor]:
@@ -203,3 +284,17 @@ def restore(live: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: Pa
 
 def _folders(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*")) if folder.is_dir() else []
+
+
+def _parts(path: Path) -> dict[int, list[Path]]:
+    """{ranks: the parts of so many that are there, in order}."""
+    found: dict[int, dict[int, Path]] = {}
+    for match in filter(None, map(PART.fullmatch, visible(path))):
+        found.setdefault(int(match[2]), {})[int(match[1])] = path / match[0]
+    return {size: [parts[rank] for rank in sorted(parts)] for size, parts in sorted(found.items())}
+
+
+def _unfinished(path: Path) -> bool:
+    """Whether it is one in parts, and lacks some."""
+    parts = _parts(path)
+    return all(map(PART.fullmatch, visible(path))) and all(len(there) < size for size, there in parts.items())

@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from irdm.ops.heartbeat import MEND, Heartbeat
 from irdm.ops.rows import share_of
-from irdm.ops.shards import divide, is_divided, mesh_of, whole
+from irdm.ops.shards import divide, is_divided, mesh_of, own, whole
 
 BUCKET = 2**26  # numbers of gradients in one message
 PATIENCE = timedelta(days=1)  # how long ranks wait for one that fits encoders, builds a reference or judges alone
@@ -138,17 +138,17 @@ class Ranks:
             self.divided = True
 
     def snapshot(self, groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-        """A copy of tensors by group and name, whole, in the main memory of the main rank; the others receive nothing.
-
-        Every rank must call this. Divided tensors are put together one at a time.
+        """A copy of tensors by group and name in main memory: of divided ones each rank's own part, of others the main
+        rank's.
         """
-        found: dict[str, dict[str, Tensor]] = {group: {} for group in groups}
-        for group, tensors in groups.items():
-            for name, tensor in tensors.items():
-                together = _call(whole, tensor.detach())
-                if self.is_main:
-                    found[group][name] = together.to("cpu", copy=not is_divided(tensor))
-        return found
+        return {
+            group: {
+                name: own(tensor).to("cpu", copy=True)
+                for name, tensor in tensors.items()
+                if self.is_main or is_divided(tensor)
+            }
+            for group, tensors in groups.items()
+        }
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace every gradient with the sum over ranks, in messages of some size; divided ones are sums already."""

@@ -208,9 +208,7 @@ def load_run(run: Path, device: str | None = None) -> LoadedRun:
         )
     restore(generator.trained(), checkpoint.tensors["ema"], run)
     generator = generator.to(device).eval().requires_grad_(False)
-    return LoadedRun(
-        run, config, generator, device, checkpoint.step, spec, shape, record, checkpoint.files["ema"]["sha256"]
-    )
+    return LoadedRun(run, config, generator, device, checkpoint.step, spec, shape, record, checkpoint.hashes["ema"])
 
 
 def _flat(value: dict, prefix: str = "") -> dict[str, object]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from irdm.checkpoint import Progress, Writer, load_latest, load_optimizer, optimizer_tensors, restore
+from irdm.checkpoint import Progress, Writer, load_latest, load_optimizer, optimizer_tensors, remove_unfinished, restore
 from irdm.controller import Controller
 from irdm.distributed import Ranks
 from irdm.ema import EMA
@@ -19,8 +19,8 @@ from irdm.ops.shards import is_divided
 class State:
     """The trained parameters, their average, the optimizer, the controller and how far the run is.
 
-    A checkpoint holds whole tensors and nothing of the ranks that made them. It is written in a thread, from a copy in
-    the main memory of the main rank, while training goes on: one at a time.
+    Any number of ranks goes on from a checkpoint, whatever number wrote it. It is written in a thread, from a copy in
+    main memory, while training goes on, one at a time: by the main rank, or each its own part of divided tensors.
     """
 
     def __init__(
@@ -38,13 +38,16 @@ class State:
         self.ema, self.controller, self.progress = ema, controller, progress
         self.writer = Writer(folder, keep)
 
-    def resume(self) -> list[str]:
-        """Continue from the newest usable checkpoint, if there is any; what to tell the user.
+    def resume(self, ranks: Ranks) -> list[str]:
+        """Continue from the newest usable checkpoint, if there is any; what to tell the user. Removes unfinished ones.
 
         Raises ValueError when there are some and none is usable, or it is of another network.
         """
         found, refused = load_latest(self.folder)
-        told = [f"warning: {problem} Using the one before." for problem in refused]
+        instead = "Starting again." if found is None else "Using the one before."
+        told = [f"warning: {problem} {instead}" for problem in refused]
+        if ranks.is_main:
+            remove_unfinished(self.folder)
         if found is None:
             return told
         restore(self.trained, found.tensors["generator"], self.folder.parent)
@@ -62,9 +65,9 @@ class State:
         tensors = {"generator": self.trained, "ema": self.ema.state_dict()}
         copy = ranks.snapshot({**tensors, "training": optimizer_tensors(self.optimizer, list(self.trained))})
         with ranks.together():
-            if ranks.is_main:
+            if ranks.is_main or ranks.divided:
                 state = {"progress": asdict(self.progress), "controller": self.controller.state_dict()}
-                self.writer.write(self.progress.step, copy, state)
+                self.writer.write(self.progress.step, copy, state, ranks.part if ranks.divided else (0, 1))
                 if wait:
                     self.writer.wait()
 

@@ -21,7 +21,7 @@ from irdm.build import (
     place_generator,
     resolve_device,
 )
-from irdm.checkpoint import Progress
+from irdm.checkpoint import Progress, has_checkpoint
 from irdm.controller import Controller
 from irdm.data.checks import check_real
 from irdm.distributed import Ranks
@@ -68,7 +68,7 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> Result |
         with ranks.together():
             conditions = dataset.train.conditions
             check_floors(config, len(dataset.val))
-            begun = any((out / "checkpoints").glob("step-*"))
+            begun = has_checkpoint(out / "checkpoints")
             shape, spec = dataset.image_shape, conditions.spec
             generator = place_generator(config, shape, spec, device, ranks, restored=begun)
             prebuilt = open_run_reference(config, dataset, device)
@@ -102,7 +102,7 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> Result |
         optimizer, ema = build_optimizer(config, parameters), EMA(trained, config.ema_decay)
         state = State(out / "checkpoints", config.keep_checkpoints, trained, optimizer, ema, controller, progress)
         with ranks.together():
-            for told in state.resume():
+            for told in state.resume(ranks):
                 say(told)
             progress = state.progress
             if ranks.is_main:

@@ -75,7 +75,7 @@ def together(ranks, rows: Tensor) -> Tensor:
 def look(ranks, **fields: Any) -> dict[str, Any]:
     """Gradients, norms and averages of one network over two steps, with a forward without gradient in between."""
     from irdm.ema import EMA
-    from irdm.ops.shards import own
+    from irdm.ops.shards import own, whole
 
     generator = build(**fields)
     if ranks.size > 1:
@@ -91,7 +91,7 @@ def look(ranks, **fields: Any) -> dict[str, Any]:
     block.register_forward_pre_hook(lambda module, _: used.update(str(p.dtype) for p in module.parameters()))
 
     def keep(name: str, tensors: dict[str, Any]) -> None:
-        found[name] = ranks.snapshot({name: tensors})[name]
+        found[name] = {key: whole(tensor.detach()).clone() for key, tensor in tensors.items()}
 
     norms = [gradient(ranks, generator)]
     sums = sum(own(p.grad).numel() for p in trained.values() if p.grad is not None)

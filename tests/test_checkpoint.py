@@ -8,10 +8,12 @@ from torch import nn
 
 from irdm.checkpoint import (
     Writer,
+    has_checkpoint,
     load_checkpoint,
     load_latest,
     load_optimizer,
     optimizer_tensors,
+    remove_unfinished,
     restore,
     save_checkpoint,
 )
@@ -28,7 +30,70 @@ def test_round_trip_and_pruning(tmp_path):
     latest, refused = load_latest(tmp_path)
     assert latest.step == 3 and latest.state == {"skipped": 3} and not refused
     assert torch.equal(latest.tensors["generator"]["w"], TENSORS["generator"]["w"])
-    assert latest.files["ema"]["sha256"] == sha256_of(tmp_path / "step-00000003" / "ema.safetensors")
+    assert latest.hashes["ema"] == sha256_of(tmp_path / "step-00000003" / "ema.safetensors")
+
+
+def part(folder, step, rank, size=2, n=5):
+    """Rank's part of two groups of n rows, which it shares with others; the first also has what is not divided."""
+    rows = torch.arange(2.0 * n).view(n, 2)[rank * n // size : (rank + 1) * n // size]
+    rest = {"scale": torch.ones(())} if rank == 0 else {}
+    return save_checkpoint(
+        folder, step, {"generator": {"w": rows, **rest}, "ema": {"w": rows + 1}}, {"n": step}, 2, (rank, size)
+    )
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_parts_of_ranks_are_a_checkpoint_once_all_are_there(tmp_path, order):
+    for rank in order:
+        found, refused = load_latest(tmp_path)
+        assert found is None and not has_checkpoint(tmp_path)
+        assert all("unfinished" in problem for problem in refused)
+        part(tmp_path, 7, rank, 3, n=2)  # of two rows the first of three ranks has none
+    found, refused = load_latest(tmp_path)
+    assert found.step == 7 and found.state == {"n": 7} and not refused and has_checkpoint(tmp_path)
+    assert {name: tensor.tolist() for name, tensor in found.tensors["generator"].items()} == {
+        "w": [[0, 1], [2, 3]],
+        "scale": 1,
+    }
+    assert found.tensors["ema"]["w"].tolist() == [[1, 2], [3, 4]] and len(found.hashes["ema"]) == 64
+
+
+def test_an_unfinished_checkpoint_is_told_and_the_one_before_is_used(tmp_path):
+    for rank in (0, 1):
+        part(tmp_path, 1, rank)
+    path = part(tmp_path, 2, 1)
+    found, refused = load_latest(tmp_path)
+    assert found.step == 1 and refused == [f"{path} is unfinished: of its parts, one a rank, 1 of 2 are there."]
+    part(tmp_path, 2, 0, 3)
+    assert "1 of 2 and 1 of 3 are there" in load_latest(tmp_path)[1][0], "parts of other numbers do not mix"
+    remove_unfinished(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_whole_checkpoints_are_kept_and_not_counted_before_they_are_whole(tmp_path):
+    for step in (1, 2, 3):
+        for rank in (1, 0):
+            part(tmp_path, step, rank)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
+    part(tmp_path, 4, 0)  # the other one is late
+    assert len([*tmp_path.iterdir()]) == 3
+    save_checkpoint(tmp_path, 4, TENSORS, {}, keep=2)
+    assert [path.name for path in (tmp_path / "step-00000004").glob("part*")] == [], "one process took its place"
+    assert load_latest(tmp_path)[0].state == {}
+
+
+def test_a_damaged_part_is_named_and_the_previous_one_used(tmp_path):
+    for step in (1, 2):
+        for rank in (0, 1):
+            part(tmp_path, step, rank)
+    path = tmp_path / "step-00000002" / "part-2-of-2" / "ema.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    found, refused = load_latest(tmp_path)
+    assert found.step == 1 and str(path) in refused[0]
+    remove_unfinished(tmp_path)
+    assert path.exists(), "it is damaged, not unfinished"
 
 
 def test_nothing_yet(tmp_path):

@@ -234,6 +234,9 @@ def test_a_divided_run_is_that_of_one_process(path):
         assert state(path / one, group="training").keys() == state(path / two, group="training").keys()
     assert len(state(path / "two-lora")) == 60, "the adapters alone"
     names = {file.suffix for file in (path / "two" / "checkpoints").rglob("*") if file.is_file()}
+    whole, half = ((path / run / "checkpoints/step-00000002" / "generator.safetensors") for run in ("full", "two"))
+    halves = [half.parent / f"part-{rank}-of-2" / half.name for rank in (1, 2)]
+    assert max(file.stat().st_size for file in halves) < 0.7 * whole.stat().st_size and not half.exists()
     assert names == {".safetensors", ".json"}, "nothing is a pickle"
 
 
