@@ -340,7 +340,8 @@ class _Timed:
 
         kept = 0 if self.config.graph_memory_gib == 0 or not learn else None
         most = self.config.micro_batch or self.share if learn else 256
-        cache = GradientCache(encoders, min(most, k), kept)
+        alone = list(self.generator.trained().values()) if learn and self.device == "cpu" else ()
+        cache = GradientCache(encoders, min(most, k), kept, alone)
         features = cache.forward(generate, k)
         if learn:
             cache.backward({name: torch.ones_like(rows) for name, rows in features.items()})

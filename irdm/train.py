@@ -113,7 +113,8 @@ def train(config: RunConfig, out: Path, command: str = "irdm train") -> Result |
         size = share.stop - share.start
         encoders = {name: battery.encoders[name] for name in battery.held_in}
         versions = generator.buffer_versions()
-        cache = GradientCache(encoders, min(config.micro_batch or size, size), config.graph_bytes)
+        alone = parameters if device == "cpu" and not ranks.divided else ()  # whose gradients nothing else waits for
+        cache = GradientCache(encoders, min(config.micro_batch or size, size), config.graph_bytes, alone)
         told_of = {"seed": config.seed, "steps": config.steps, "joint": bool(config.joint), "device": device}
         rollouts = Rollouts(conditions, generator.noise_shape, config.rollout, share, **told_of)
         pace = Pace(progress.step, config.rollout)

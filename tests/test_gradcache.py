@@ -34,7 +34,7 @@ def accumulate(generate, encoders, gradients, n, micro_batch, *, idle=(), graph_
     """All three passes; returns how many micro-batches kept their graph."""
     cache = GradientCache(encoders, micro_batch, graph_bytes)
     features = cache.forward(generate, n, idle)
-    kept = sum(chunk.images is not None for chunk in cache.chunks)
+    kept = sum(chunk.images is not None for chunks in cache.micro_batches for chunk in chunks)
     cache.backward(gradients(features))
     return kept
 
@@ -96,12 +96,12 @@ def test_kept_graphs_need_no_second_forward_and_idle_encoders_are_not_run_again(
         )
         return kept, generator.calls, counted["a"].calls, counted["b"].calls
 
-    assert run(0) == (0, 8, 8, 4)
-    assert run(1 << 30) == (4, 4, 4, 4)
+    assert run(0) == (0, 9, 9, 5), "a first micro-batch is tried"
+    assert run(1 << 30) == (4, 5, 5, 5)
     kept = {}
     for graph_bytes in range(100, 10_000, 100):
         count, generator_calls, *_ = run(graph_bytes)
-        assert generator_calls == 8 - count
+        assert generator_calls == 9 - count
         kept[count] = graph_bytes
     assert kept.keys() == {0, 1, 2, 3, 4}, "a larger budget holds the graphs of more micro-batches"
 
@@ -124,7 +124,7 @@ def test_without_a_budget_half_of_the_free_memory_is_taken_once_the_first_micro_
         monkeypatch.setattr("irdm.gradcache.free_memory", lambda device, there=there: there)
         cache = GradientCache(encoders, 4)
         cache.forward(lambda rows: generator(noise[rows]), N)
-        rows = sum(chunk.rows.stop - chunk.rows.start for chunk in cache.chunks if chunk.images is not None)
+        rows = sum(chunk.size for chunks in cache.micro_batches for chunk in chunks if chunk.images is not None)
         assert cache.budget == int(0.5 * (there + 4 * cache.row_bytes)) and rows * cache.row_bytes <= cache.budget
         first = cache.budget
         cache.forward(lambda rows: generator(noise[rows]), N)
@@ -138,3 +138,78 @@ def test_a_gradient_for_an_idle_encoder_is_refused(parts):
     generator, encoders, noise = parts
     with pytest.raises(ValueError, match="idle"):
         accumulate(lambda rows: generator(noise[rows]), encoders, feature_gradients, N, 4, idle=["a"])
+
+
+@pytest.fixture
+def threads(monkeypatch):
+    """Three threads, which share even small micro-batches."""
+    monkeypatch.setattr("irdm.gradcache.PART", 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def beside(parts, micro_batch, budget, generator=None):
+    """The gradients by parts side by side, and how many parts the micro-batches had."""
+    generator, encoders, noise = generator or parts[0], *parts[1:]
+    generator.zero_grad()
+    cache = GradientCache(encoders, micro_batch, budget, list(generator.parameters()))
+    features = cache.forward(lambda rows: generator(noise[rows]), N)
+    counts = [len(chunks) for chunks in cache.micro_batches]
+    cache.backward(feature_gradients(features))
+    return gradients_of(generator), counts
+
+
+@pytest.mark.parametrize("budget", [0, 1500, None])
+@pytest.mark.parametrize(("micro_batch", "counts"), [(1, [1] * N), (5, [3, 3, 3]), (N, [3])])
+def test_parts_side_by_side_add_up_to_the_same_gradient_each_time(parts, threads, micro_batch, counts, budget):
+    generator, encoders, noise = parts
+    accumulate(lambda rows: generator(noise[rows]), encoders, feature_gradients, N, micro_batch, graph_bytes=budget)
+    expected = gradients_of(generator)
+    found, how_many = beside(parts, micro_batch, budget)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    assert how_many == counts
+    for _ in range(5):
+        assert beside(parts, micro_batch, budget)[0].equal(found), "threads end in any order, and add up in one"
+    assert torch.get_num_threads() == 3
+
+
+def test_what_draws_random_numbers_is_not_taken_apart(parts, threads):
+    _, encoders, noise = parts
+    generator = nn.Sequential(nn.Linear(3, 16), nn.Dropout(0.5), nn.Linear(16, 4)).double()
+    torch.manual_seed(7)
+    accumulate(lambda rows: generator(noise[rows]), encoders, feature_gradients, N, 4)
+    expected = gradients_of(generator), torch.rand(1)
+    torch.manual_seed(7)
+    found, counts = beside(parts, 4, 0, generator)
+    assert counts == [1, 1, 1, 1] and found.equal(expected[0]) and torch.rand(1) == expected[1]
+
+
+def test_side_by_side_adds_to_the_gradient_there_is_and_leaves_unused_parameters_alone(parts, threads):
+    generator, encoders, noise = parts
+    unused, scale = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(4, dtype=torch.float64))
+    cache = GradientCache(encoders, 6, None, [*generator.parameters(), scale, unused])
+    for turn in (1, 2):
+        # The gradient of a sum is one number, seen as many: it cannot be added to in place.
+        features = cache.forward(lambda rows: generator(noise[rows]) + scale.expand(len(noise[rows]), 4), N)
+        cache.backward(feature_gradients(features))
+        if turn == 1:
+            first = gradients_of(generator).clone(), scale.grad.clone()
+    torch.testing.assert_close(gradients_of(generator), 2 * first[0])
+    torch.testing.assert_close(scale.grad, 2 * first[1])
+    assert unused.grad is None
+
+
+def test_what_goes_wrong_in_a_thread_is_told(parts, threads):
+    generator, encoders, noise = parts
+    cache = GradientCache(encoders, 6, 0, list(generator.parameters()))
+
+    def fails(rows):
+        if rows.start > 6:
+            raise ValueError("no such row")
+        return generator(noise[rows])
+
+    with pytest.raises(ValueError, match="no such row"):
+        cache.forward(fails, N)
+    assert torch.get_num_threads() == 3

@@ -66,6 +66,11 @@ class RandomState:
         self.cpu = torch.get_rng_state()
         self.cuda = [torch.cuda.get_rng_state(device) for device in self.devices]
 
+    def passed(self) -> bool:
+        """Whether numbers have been drawn since."""
+        now = RandomState()
+        return any(not torch.equal(a, b) for a, b in zip([self.cpu, *self.cuda], [now.cpu, *now.cuda], strict=True))
+
     def replayed(self) -> _Replay:
         """A context in which draws repeat what followed this state; the outer stream goes on untouched afterwards."""
         return _Replay(self)
