@@ -60,3 +60,25 @@ class GraphMeter(torch.autograd.graph.saved_tensors_hooks):
     def bytes(self) -> int:
         """So far."""
         return sum(self.storages.values())
+
+
+class GraphBudget:
+    """Which rows keep their graphs: the first ones, as many as fit into `limit` bytes; of 0 none.
+
+    Without a limit it is half of the memory that is free beside the first graph that is measured.
+    """
+
+    SHARE = 0.5
+
+    def __init__(self, limit: int | None) -> None:
+        self.limit, self.row_bytes = limit, 0.0
+
+    def measure(self, rows: int, taken: int, device: torch.device) -> None:
+        """The graph of some rows took so many bytes."""
+        self.row_bytes = taken / rows
+        if self.limit is None:
+            self.limit = int(self.SHARE * (free_memory(device) + taken))
+
+    def fits(self, rows: int) -> bool:
+        """Whether so many rows may keep theirs."""
+        return bool(self.limit) and self.row_bytes * rows <= self.limit

@@ -34,7 +34,7 @@ def accumulate(generate, encoders, gradients, n, micro_batch, *, idle=(), graph_
     """All three passes; returns how many micro-batches kept their graph."""
     cache = GradientCache(encoders, micro_batch, graph_bytes)
     features = cache.forward(generate, n, idle)
-    kept = sum(chunk.images is not None for chunks in cache.micro_batches for chunk in chunks)
+    kept = sum(chunk.graph is not None for chunks in cache.micro_batches for chunk in chunks)
     cache.backward(gradients(features))
     return kept
 
@@ -121,14 +121,15 @@ def test_without_a_budget_half_of_the_free_memory_is_taken_once_the_first_micro_
     generator, encoders, noise = parts
     kept = []
     for there in (0, 2000, 1 << 40):
-        monkeypatch.setattr("irdm.gradcache.free_memory", lambda device, there=there: there)
+        monkeypatch.setattr("irdm.memory.free_memory", lambda device, there=there: there)
         cache = GradientCache(encoders, 4)
         cache.forward(lambda rows: generator(noise[rows]), N)
-        rows = sum(chunk.size for chunks in cache.micro_batches for chunk in chunks if chunk.images is not None)
-        assert cache.budget == int(0.5 * (there + 4 * cache.row_bytes)) and rows * cache.row_bytes <= cache.budget
-        first = cache.budget
+        rows = sum(c.rows.stop - c.rows.start for chunks in cache.micro_batches for c in chunks if c.graph)
+        assert cache.budget.limit == int(0.5 * (there + 4 * cache.budget.row_bytes))
+        assert rows * cache.budget.row_bytes <= cache.budget.limit
+        first = cache.budget.limit
         cache.forward(lambda rows: generator(noise[rows]), N)
-        assert cache.budget == first, "measured once"
+        assert cache.budget.limit == first, "measured once"
         kept.append(rows)
     assert kept[0] < 4 <= kept[1] < kept[2] == N
     assert 0 < free_memory("cpu") <= physical_memory()
@@ -143,7 +144,7 @@ def test_a_gradient_for_an_idle_encoder_is_refused(parts):
 @pytest.fixture
 def threads(monkeypatch):
     """Three threads, which share even small micro-batches."""
-    monkeypatch.setattr("irdm.gradcache.PART", 1)
+    monkeypatch.setattr("irdm.ops.threads.PART", 1)
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     yield
