@@ -30,13 +30,12 @@ Parameters = Sequence[nn.Parameter]
 
 @dataclass
 class Chunk:
-    """A micro-batch or a part of one: its rows, the random state it starts from; kept, its images and their leaf."""
+    """A micro-batch or a part of one: its rows, the random state it starts from; kept, its images, their leaf, features."""
 
     rows: slice
     keep: bool
     random_state: RandomState = field(default_factory=RandomState)
-    features: dict[str, Tensor] = field(default_factory=dict)
-    graph: tuple[Tensor, Tensor] | None = None
+    graph: tuple[Tensor, Tensor, dict[str, Tensor]] | None = None
 
 
 class GradientCache:
@@ -103,16 +102,15 @@ class GradientCache:
                 with torch.set_grad_enabled(chunk.keep and name not in self.idle):
                     features[name] = encoder(leaf)
         if chunk.keep:
-            chunk.graph, chunk.features = (images, leaf), features
+            chunk.graph = images, leaf, features
         return {name: feature.detach() for name, feature in features.items()}
 
     def _back(self, chunk: Chunk, gradients: Mapping[str, Tensor]) -> Sequence[Tensor | None]:
         """A chunk's part of the gradient, from its graph or one that is made now."""
         if chunk.graph:
-            images, leaf = chunk.graph
+            (images, leaf, features), chunk.graph = chunk.graph, None
             for name, gradient in gradients.items():
-                chunk.features.pop(name).backward(gradient[chunk.rows])
-            chunk.graph, chunk.features = None, {}
+                features.pop(name).backward(gradient[chunk.rows])
         else:
             with self.order.replay(chunk.random_state):
                 images = self.generate(chunk.rows)
