@@ -30,7 +30,7 @@ Parameters = Sequence[nn.Parameter]
 
 @dataclass
 class Chunk:
-    """A micro-batch or a part of one: its rows, the random state it starts from; kept, its images, their leaf, features."""
+    """A micro-batch, or a part: its rows, the random state it starts from; kept, its images, their leaf and features."""
 
     rows: slice
     keep: bool
