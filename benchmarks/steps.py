@@ -49,8 +49,7 @@ def gradcache(device: str, small: bool) -> Iterator[Case]:
     noise = torch.randn(n, *generator.noise_shape, device=device)
     inputs = conditions[draw(conditions, n, "benchmark")].inputs(device)
 
-    def step(idle: tuple[str, ...], graph_bytes: int) -> None:
-        cache = GradientCache(encoders, micro_batch, graph_bytes)
+    def step(idle: tuple[str, ...], cache: GradientCache) -> None:
         features = cache.forward(
             lambda part: generator(noise[part], **{name: value[part] for name, value in inputs.items()}), n, idle
         )
@@ -61,7 +60,8 @@ def gradcache(device: str, small: bool) -> Iterator[Case]:
     for idle in ((), heavy):
         for name, kept in (("no graph kept", 0), ("all graphs kept", 1 << 34)):
             says = f"{name}{f', {len(idle)} encoders at weight 0' if idle else ''}"
-            yield Case(work, says, partial(step, idle, kept), images=n)
+            cache = GradientCache(encoders, micro_batch, kept)
+            yield Case(work, says, partial(step, idle, cache), images=n)
 
 
 class Small(nn.Module):

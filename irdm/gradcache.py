@@ -30,7 +30,7 @@ Parameters = Sequence[nn.Parameter]
 
 @dataclass
 class Chunk:
-    """A micro-batch, or a part: its rows, the random state it starts from; kept, its images, their leaf and features."""
+    """A micro-batch or a part of one: its rows and where their random numbers start; images, leaf, features if kept."""
 
     rows: slice
     keep: bool
