@@ -8,6 +8,7 @@ Letters: n images of h x w pixels; k channels of a token, r x q tokens; l text t
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from diffusers import Flux2Transformer2DModel
 
 KEPT_BYTES = 2**31  # contexts made on the fly that are kept for the second pass over a rollout
+READING = threading.Lock()  # tokenizers are not for several threads at once, nor is what is kept
 
 
 class KleinConfig(Config):
@@ -224,6 +226,10 @@ class Contexts:
 
     def __call__(self, captions: Sequence[str], device: torch.device | str = "cpu") -> Float[Tensor, "n l d"]:
         """Each distinct caption is read once; the last ones stay for the second pass over a rollout."""
+        with READING:
+            return self._rows(captions, device).to(device)
+
+    def _rows(self, captions: Sequence[str], device: torch.device | str) -> Tensor:
         stored = [caption for caption in dict.fromkeys(captions) if self.store is not None and caption in self.store]
         rows = dict(zip(stored, self.store.read(stored), strict=True)) if self.store is not None and stored else {}
         if fresh := [
@@ -234,7 +240,7 @@ class Contexts:
         size = self.length * self.width * self.encoder.dtype.itemsize
         while len(self.kept) * size > KEPT_BYTES:
             del self.kept[next(iter(self.kept))]
-        return torch.stack([rows[caption] for caption in captions]).to(device)
+        return torch.stack([rows[caption] for caption in captions])
 
     def check(self, captions: Sequence[str]) -> None:
         """Raises ValueError when there is a store and some captions are not in it."""
