@@ -192,7 +192,6 @@ def test_side_by_side_adds_to_the_gradient_there_is_and_leaves_unused_parameters
     unused, scale = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(4, dtype=torch.float64))
     cache = GradientCache(encoders, 6, None, [*generator.parameters(), scale, unused])
     for turn in (1, 2):
-        # The gradient of a sum is one number, seen as many: it cannot be added to in place.
         features = cache.forward(lambda rows: generator(noise[rows]) + scale.expand(len(noise[rows]), 4), N)
         cache.backward(feature_gradients(features))
         if turn == 1:

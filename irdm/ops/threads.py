@@ -1,7 +1,7 @@
 """How the parts of a micro-batch are computed: in turn, or side by side in the threads of a CPU.
 
-Threads that share every product wait for each other at its end, and where tensors are small they mostly wait. Parts
-that one thread each computes from end to end keep all cores busy: torch's operators let go of the interpreter.
+Parts that one thread each computes from end to end take less time together than products that all threads share, where
+networks have many small ones; docs/log.md has what was measured. Torch's operators let go of the interpreter.
 """
 
 from __future__ import annotations

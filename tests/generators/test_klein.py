@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -159,6 +161,27 @@ def test_contexts_are_kept_for_the_second_pass(monkeypatch):
     first = generator.texts(PROMPTS)
     monkeypatch.setattr(ContextEncoder, "__call__", lambda *_: pytest.fail("read again"))
     assert torch.equal(generator.texts([PROMPTS[1], PROMPTS[0], PROMPTS[1]]), first[[1, 0, 1]])
+
+
+def test_contexts_are_read_by_one_thread_at_a_time(monkeypatch):
+    """Neither a tokenizer nor what is kept is for several at once: a rollout's parts ask side by side."""
+    texts, inside, most = tiny().texts, [], []
+    read = ContextEncoder.__call__
+
+    def slow(self, captions, device="cpu"):
+        inside.append(0)
+        most.append(len(inside))
+        time.sleep(0.02)
+        inside.pop()
+        return read(self, captions, device)
+
+    expected = texts(PROMPTS)
+    monkeypatch.setattr("irdm.generators.klein.KEPT_BYTES", 0)  # so that each call reads, and forgets
+    monkeypatch.setattr(ContextEncoder, "__call__", slow)
+    texts.kept.clear()
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(texts, [PROMPTS] * 12))
+    assert all(torch.equal(rows, expected) for rows in found) and len(most) == 12 and set(most) == {1}
 
 
 # Wrong folders and wrong images.
