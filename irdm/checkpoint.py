@@ -184,29 +184,28 @@ def load_checkpoint(path: Path) -> Checkpoint:
         found = {size: len(parts) for size, parts in _parts(path).items()}
         told = " and ".join(f"{there} of {size}" for size, there in found.items()) or "none"
         raise ValueError(f"{path} is unfinished: of its parts, one a rank, {told} are there.")
-    whole = next((parts for size, parts in _parts(path).items() if len(parts) == size), [path])
-    read = [_read(part) for part in ([path] if (path / MANIFEST).exists() else whole)]
-    (step, state), names = read[0][:2], list(read[0][2])
-    if any((part[0], list(part[2])) != (step, names) for part in read):
-        raise ValueError(f"{path} has parts of several checkpoints. {UNUSABLE}")
-    hashes = {name: [part[2][name]["sha256"] for part in read] for name in names}
-    parts = {name: [part[3][name] for part in read] for name in names}
+    whole = [parts for size, parts in _parts(path).items() if len(parts) == size]
+    if (path / MANIFEST).exists() or not whole:
+        return _read(path)
+    read = [_read(part) for part in whole[0]]
+    names = read[0].hashes
     return Checkpoint(
-        step,
-        {name: Joined(tensors) if len(tensors) > 1 else tensors[0] for name, tensors in parts.items()},
-        state,
-        {name: of[0] if len(of) == 1 else hash_of(of) for name, of in hashes.items()},
+        read[0].step,
+        {name: Joined([part.tensors[name] for part in read]) for name in names},
+        read[0].state,
+        {name: hash_of([part.hashes[name] for part in read]) for name in names},
     )
 
 
-def _read(path: Path) -> tuple[int, dict[str, Any], dict[str, dict[str, Any]], dict[str, dict[str, Tensor]]]:
-    """Of one sealed folder: its step and state, what its manifest says of each group, and the tensors of each."""
+def _read(path: Path) -> Checkpoint:
+    """One sealed folder: all of a checkpoint, or a rank's part."""
     record = read_sealed(path, UNUSABLE)
     step, state = record.get("step"), record.get("state")
     if not isinstance(step, int) or not isinstance(state, dict):
         raise ValueError(f"{path / MANIFEST} names no step or no state. {UNUSABLE}")
-    files = {name.removesuffix(".safetensors"): entry for name, entry in record["files"].items()}
-    return step, state, files, {name: read_tensors(path / f"{name}.safetensors", UNUSABLE)[0] for name in files}
+    hashes = {name.removesuffix(".safetensors"): entry["sha256"] for name, entry in record["files"].items()}
+    tensors = {name: read_tensors(path / f"{name}.safetensors", UNUSABLE)[0] for name in hashes}
+    return Checkpoint(step, {**tensors}, state, hashes)
 
 
 def load_latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
