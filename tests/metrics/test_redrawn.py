@@ -11,7 +11,11 @@ import pytest
 import torch
 from metrics.tables import real_side, table
 
-from irdm.metrics import METRICS, EvaluationConfig
+from irdm.conditions import Classes, Prompts, PromptSpec, Unconditional
+from irdm.metrics import METRICS, EvaluationConfig, Table
+from irdm.metrics.clipscore import ClipScore
+from irdm.metrics.pickscore import pickscore, win_rate
+from irdm.world import CATEGORIES, EMBEDDER, make
 
 RATIOS = ("sw_ratio", "sw_ratio_unseen", "whitened_ratio", "mmd_ratio", "frechet_ratio")
 CONFIG = EvaluationConfig(directions=32, rff_features=128)
@@ -59,22 +63,23 @@ def published(rows):
     return {"inception": plain, "clip_336": plain, "inception_logits": half, "dinov2_224": sizes}
 
 
-def redrawn(
-    world, metric, seed, judged=300, train=1500, val=1000, defect=lambda rows: rows, config=CONFIG, encode=encoded
-):
+def rows_of(world, encode=encoded):
+    """A law of tables without conditions."""
+    return lambda n, rng: table(encode(WORLDS[world](n, rng)))
+
+
+def redrawn(metric, law, seed, judged=300, train=1500, val=1000, config=CONFIG, held_out=("sizes",)):
     """The scores of one world: everything drawn anew."""
     rng = torch.Generator().manual_seed(seed)
-    parts = [WORLDS[world](n, rng) for n in (train, val, judged)]
-    parts[2] = defect(parts[2])
-    real, held_out, fake = map(encode, parts)
-    return METRICS[metric](table(fake), real_side(real, held_out, ["sizes"]), config)
+    real, fresh, fake = (law(n, rng) for n in (train, val, judged))
+    return METRICS[metric](fake, real_side(real, fresh, held_out), config)
 
 
-def calibration(world, metric, times, **options):
-    """{score: {"mean" or encoder: rows of (value, low, high, p_real)}} of redrawn worlds."""
+def calibration(times, scores):
+    """{score: {"mean" or encoder: rows of (value, low, high, p_real)}} of redrawn worlds: `scores(seed)` of each."""
     found = {}
     for seed in range(times):
-        for name, score in redrawn(world, metric, seed, **options).items():
+        for name, score in scores(seed).items():
             for where, e in {**({"mean": score.mean} if score.mean else {}), **score.encoders}.items():
                 row = (e.value, *e.ci95, np.nan if e.p_real is None else e.p_real)
                 found.setdefault(name, {}).setdefault(where, []).append(row)
@@ -93,14 +98,14 @@ def summary(rows, log):
 
 
 def test_a_ratio_of_real_draws_is_within_its_interval_and_not_called_far():
-    found = calibration("mixture, d 32", "sw_ratio", 40, train=600, val=600, judged=200)["sw_ratio"]
+    found = calibration(40, lambda seed: redrawn("sw_ratio", rows_of("mixture, d 32"), seed, 200, 600, 600))["sw_ratio"]
     for rows in found.values():
         covered, width, often, _ = summary(rows, log=True)
         assert covered >= 0.85 and 0.7 < width < 1.5 and often <= 0.2  # of 40: beyond has probability 0.01 at most
 
 
 def test_the_chance_of_manifold_scores_is_that_of_real_draws():
-    found = calibration("gaussian, d 8", "manifold", 40, train=300, val=200, judged=200)
+    found = calibration(40, lambda seed: redrawn("manifold", rows_of("gaussian, d 8"), seed, 200, 300, 200))
     for of in found.values():
         assert summary(of["mean"], log=False)[2] <= 0.2
 
@@ -130,11 +135,91 @@ def test_intervals_and_chances_over_200_redrawn_worlds(world, metric):
 
     With heavy tails one row in a hundred draws makes the spread, so that intervals hold the truth and are narrower.
     """
-    encode = published if metric in LITERATURE else encoded
-    for name, of in calibration(world, metric, 200, encode=encode).items():
+    law = rows_of(world, published if metric in LITERATURE else encoded)
+    for name, of in calibration(200, lambda seed: redrawn(metric, law, seed)).items():
         low, high = BOUNDS.get(name, (0.8, 1.4))
         for where, rows in of.items():
             covered, width, often, rarely = summary(rows, log=name in RATIOS)
             print(f"| {name} | {world} | {where} | {covered:.1%} | {width:.2f} | {often:.1%} | {rarely:.1%} |")
             assert covered >= 0.86 and often <= 0.1 and rarely <= 0.035
             assert "heavy" in world or low < width < high
+
+
+# --- scores of images with their conditions, and of pictures ----------------------------------------------------------
+
+
+def _classes(labels, rng):
+    """Two encoders, both of which confuse some of the ten classes."""
+    centres = torch.randn(10, 12, generator=torch.Generator().manual_seed(2)) * 1.2
+    rows = centres[labels] + torch.randn(len(labels), 12, generator=rng)
+    return table({"a": rows[:, :6], "b": rows[:, 4:]}, Classes(labels, "abcdefghij"))
+
+
+def _texts(n, rng):
+    """Three kinds of image, each with its kind of text."""
+    kind = torch.randint(3, (n,), generator=rng)
+    tau = torch.nn.functional.normalize(torch.eye(3, 4)[kind] + 0.05 * torch.randn(n, 4, generator=rng))
+    features = {name: torch.eye(3, d)[kind] * 3 + torch.randn(n, d, generator=rng) for name, d in (("a", 6), ("b", 5))}
+    return table(
+        features, Prompts([f"kind {k}" for k in kind.tolist()], tau, None, PromptSpec(embedder="test", width=4))
+    )
+
+
+def _pictures(n, rng):
+    """Pictures of 100 kinds with noise, of which one in five is one of forty without: a tenth of 300 are repeats."""
+    kinds = torch.rand(100, 1, 8, 8, generator=torch.Generator().manual_seed(3)) * 160
+    kind, common = torch.randint(100, (n,), generator=rng), torch.rand(n, 1, 1, 1, generator=rng) < 0.2
+    rows = kinds[kind] + 40 * torch.rand(n, 1, 8, 8, generator=rng)
+    rows = torch.where(common, kinds[kind % 40], rows)
+    return Table({"a": rows.flatten(1)}, Unconditional(n), thumbnails=rows.byte())
+
+
+def _scenes(n, rng):
+    """Scenes of the captioned world, of which three in ten go with another's caption."""
+    images, captions, _ = make(n, int(torch.randint(2**31, (1,), generator=rng)), "seen")
+    wrong = torch.rand(n, generator=rng) < 0.3
+    images[wrong] = images[wrong].roll(1, 0)
+    conditions = Prompts(captions, None, None, PromptSpec(embedder=EMBEDDER, width=4))
+    return Table({"a": torch.zeros(n, 2)}, conditions, thumbnails=(images * 255).round().byte())
+
+
+CONDITIONED = {
+    "label_accuracy, labels at random": lambda n, rng: _classes(torch.randint(10, (n,), generator=rng), rng),
+    "label_accuracy, classes in proportion": lambda n, rng: _classes(torch.arange(n) % 10, rng),
+    "joint_ratio, three kinds": _texts,
+    "duplicates, one in ten": _pictures,
+    f"world, {len(CATEGORIES)} categories": _scenes,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("law", list(CONDITIONED))
+def test_intervals_of_scores_with_conditions_over_200_redrawn_worlds(law):
+    metric = law.split(",")[0]
+    for name, of in calibration(200, lambda seed: redrawn(metric, CONDITIONED[law], seed, held_out=())).items():
+        for where, rows in of.items():
+            covered, width, often, rarely = summary(rows, log=name == "joint_ratio")
+            print(f"| {name} | {law} | {where} | {covered:.1%} | {width:.2f} | {often:.1%} | {rarely:.1%} |")
+            assert covered >= 0.9 and often <= 0.1 and rarely <= 0.035
+            assert 0.8 < width < 1.4
+
+
+@pytest.mark.parametrize("skewed", [False, True])
+def test_intervals_of_mean_scores_of_prompts(skewed):
+    """PickScore, CLIPScore and the share of wins over 200 redrawn sets of 100 prompts."""
+
+    def scores(seed):
+        rng = torch.Generator().manual_seed(seed)
+        ours, theirs = 20 + torch.randn(2, 100, generator=rng, dtype=torch.float64)
+        if skewed:
+            ours, theirs = ours.sub(20).exp(), theirs.sub(20).exp()
+        wins, ahead = win_rate(ours, theirs, seed=seed)
+        of = {**pickscore(ours, seed=seed), **ClipScore.summary(ClipScore, ours, seed=seed)}
+        return of | {name: of["pickscore"].model_copy(update={"mean": e}) for name, e in (("w", wins), ("d", ahead))}
+
+    found = calibration(200, scores)
+    assert len(found) == 4
+    for of in found.values():
+        covered, width, *_ = summary(of["mean"], log=False)
+        assert covered >= 0.9 and 0.85 < width < 1.25
