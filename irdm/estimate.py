@@ -27,6 +27,7 @@ from irdm.evaluation.defects import DEFECTS
 from irdm.evaluation.sensitivity import ladder_rows
 from irdm.generators import AnyGenerator, KleinConfig
 from irdm.gradcache import GradientCache
+from irdm.metrics.ratio import PARTS
 from irdm.metrics.sliced_wasserstein import COARSE, SlicedTarget
 from irdm.presets import SMOKE_IMAGES, RunConfig
 from irdm.process import keep_freed_memory
@@ -320,8 +321,8 @@ class _Timed:
             ladder = ladder_rows(min(judged.ladder, rows), v)
             defects = sum(len(defect.levels) for defect in DEFECTS.values())
             evaluate = embed * (n + v + defects * ladder) + drawn * judged.draws * rows
-            # Three sliced ratios, one of them against val; the ladder's is asked three times. Neighbours of all rows.
-            draws = judged.resamples * (some + (5 if ladder else 2) * others)
+            # Three sliced ratios, of real draws and of folds of judged ones; the ladder's is asked three times.
+            draws = (judged.resamples + PARTS * judged.draws) * rows * (6 if ladder else 3)
             pairs = 5 * min(judged.manifold_rows, some, others) ** 2 + some * (judged.draws * rows + others)
             evaluate += len(self.encoders) * (draws * self._sort() + pairs * self._pair())
         train = config.steps * step + checks
@@ -388,11 +389,11 @@ class _Timed:
         return self._time(lambda: distance(features, fake, step=0).backward())
 
     def _sort(self) -> float:
-        """Seconds of a real row in one of the draws that tell the interval of a ratio, under one encoder."""
+        """Seconds of a row of one of the draws that tell the interval of a ratio, under one encoder."""
         rows = torch.randn(1000, 64, device=self.device)
         target = SlicedTarget.of("random rows", rows, COARSE, 0)
         draws = [torch.randperm(1000)[:500] for _ in range(8)]
-        return self._time(lambda: target.distances(rows, draws)) / 8000
+        return self._time(lambda: target.distances(rows, draws)) / 4000
 
     def _pair(self) -> float:
         """Seconds to find neighbours among pairs of rows, a pair."""

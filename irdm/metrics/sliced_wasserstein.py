@@ -66,18 +66,15 @@ class SlicedTarget:
         return math.sqrt(torch.cat(squares).mean().item())
 
     def distances(self, table: Rows, draws: Sequence[Int64[Tensor, " _"]]) -> Float64[Tensor, " b"]:
-        """The same of many draws of distinct rows, over the first 512 directions; a table is sorted once for all."""
+        """The same of many draws of rows, over the first 512 directions; a table is projected once for all."""
         most, device = min(COARSE, self.directions.shape[1]), self.center.device
         blocks = [block.to(self.center) - self.center for block in row_blocks(table, BLOCK)]
-        drawn = torch.zeros(len(draws), len(table), dtype=torch.bool, device=device)
-        for chosen, draw in zip(drawn, draws, strict=True):
-            chosen[draw.to(device)] = True
         sums = torch.zeros(len(draws), dtype=torch.float64, device=device)
         for unit, real in self._columns(most):
-            values, order = torch.cat([unit.T @ block.T for block in blocks], dim=1).sort(dim=1)
+            values = torch.cat([unit.T @ block.T for block in blocks], dim=1)
             means = {n: quantile_means(real, n) for n in {len(draw) for draw in draws}}
-            for number, (chosen, draw) in enumerate(zip(drawn, draws, strict=True)):
-                rows = values.masked_select(chosen.take(order)).view(len(values), -1)  # still sorted
+            for number, draw in enumerate(draws):
+                rows = sorted_rows(values.index_select(1, draw.to(device)))
                 sums[number] += _squared(rows, *means[len(draw)]).sum()
         return (sums / most).sqrt().cpu()
 
