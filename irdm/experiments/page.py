@@ -20,8 +20,8 @@ change the network, the noise and the references; the data split and the local e
 --record docs` writes this page from `docs/results/*.json`.
 
 **The local battery has changed since** most of these were recorded: `batch`, `distance`, `gaming`, `estimator` and
-`joint` have the encoders before those that see defects ([log](log.md#the-studies-again)); `controller`, `peers` and
-`world` have those of now. `spiral` needs none.
+`joint` have the encoders before those that see defects ([log](log.md#the-studies-again)); `controller`, `peers`,
+`world` and `world-changes` have those of now. `spiral` needs none.
 """
 
 

@@ -20,7 +20,6 @@ from irdm.experiments.peers import FlowCell
 
 ROOT = Path(__file__).parents[2]
 NOT_RECORDED = {
-    "world-changes",
     "battery",
     *(f"{name}-fashion" for name in ("batch", "battery", "distance", "gaming", "controller", "peers")),
 }
