@@ -178,7 +178,8 @@ class Writer:
 def load_checkpoint(path: Path) -> Checkpoint:
     """Verify one checkpoint folder and map its tensors into memory: pages are read as they are used.
 
-    Raises ValueError naming a file that is missing, cut short or altered, and of parts how many are not there.
+    Raises ValueError naming a file that is missing, cut short or altered, and of parts how many are not there, or that
+    they are of several checkpoints.
     """
     if _unfinished(path):
         found = {size: len(parts) for size, parts in _parts(path).items()}
@@ -189,6 +190,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         return _read(path)
     read = [_read(part) for part in whole[0]]
     names = read[0].hashes
+    if any((part.step, [*part.hashes]) != (read[0].step, [*names]) for part in read):
+        raise ValueError(f"{path} has parts of several checkpoints. {UNUSABLE}")
     return Checkpoint(
         read[0].step,
         {name: Joined([part.tensors[name] for part in read]) for name in names},

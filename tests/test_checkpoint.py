@@ -1,6 +1,7 @@
 """Checkpoints: whole or refused by name, and the one before them used."""
 
 import os
+import shutil
 
 import pytest
 import torch
@@ -68,6 +69,17 @@ def test_an_unfinished_checkpoint_is_told_and_the_one_before_is_used(tmp_path):
     assert "1 of 2 and 1 of 3 are there" in load_latest(tmp_path)[1][0], "parts of other numbers do not mix"
     remove_unfinished(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_parts_of_two_checkpoints_are_no_checkpoint(tmp_path):
+    for step in (1, 2):
+        for rank in (0, 1):
+            part(tmp_path, step, rank)
+    mixed = tmp_path / "step-00000002" / "part-2-of-2"
+    shutil.rmtree(mixed)
+    shutil.copytree(tmp_path / "step-00000001" / "part-2-of-2", mixed)
+    found, refused = load_latest(tmp_path)
+    assert found.step == 1 and "has parts of several checkpoints" in refused[0]
 
 
 def test_whole_checkpoints_are_kept_and_not_counted_before_they_are_whole(tmp_path):
