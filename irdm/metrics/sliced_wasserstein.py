@@ -69,12 +69,13 @@ class SlicedTarget:
         """The same of many draws of rows, over the first 512 directions; a table is projected once for all."""
         most, device = min(COARSE, self.directions.shape[1]), self.center.device
         blocks = [block.to(self.center) - self.center for block in row_blocks(table, BLOCK)]
+        draws = [draw.to(device) for draw in draws]
         sums = torch.zeros(len(draws), dtype=torch.float64, device=device)
         for unit, real in self._columns(most):
             values = torch.cat([unit.T @ block.T for block in blocks], dim=1)
             means = {n: quantile_means(real, n) for n in {len(draw) for draw in draws}}
             for number, draw in enumerate(draws):
-                rows = sorted_rows(values.index_select(1, draw.to(device)))
+                rows = sorted_rows(values.index_select(1, draw))
                 sums[number] += _squared(rows, *means[len(draw)]).sum()
         return (sums / most).sqrt().cpu()
 
