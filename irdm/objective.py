@@ -17,6 +17,7 @@ from torch import Tensor
 
 from irdm.distances import Distance
 from irdm.distributed import ALONE, Ranks
+from irdm.ops.threads import InTurn, SideBySide
 
 GUARD = 0.1  # the divisor's least value, as a share of the floor
 TINY = 1e-7
@@ -24,18 +25,14 @@ TINY = 1e-7
 
 @dataclass(frozen=True)
 class Loss:
-    """`value`, the weighted sum, `scores` {encoder: L_e}, and `gradients` {encoder: [n, d]} of this rank's own rows.
+    """`terms`, the weighted sum and each L_e of `names`, and `gradients` {encoder: [n, d]} of this rank's own rows.
 
-    Value and scores stay on the device in `terms`, in this order, until they are read, which waits for it.
+    Terms stay on the device until they are read, as `scores` {encoder: L_e} are, which waits for it.
     """
 
     terms: Float64[Tensor, " terms"]
     names: tuple[str, ...]
     gradients: dict[str, Tensor]
-
-    @property
-    def value(self) -> float:
-        return self.terms[0].item()
 
     @property
     def scores(self) -> dict[str, float]:
@@ -51,6 +48,7 @@ class Objective:
         if set(distances) != set(floors):
             raise ValueError(f"Distances are for {sorted(distances)} but floors for {sorted(floors)}.")
         self.distances, self.self_normalise = dict(distances), self_normalise
+        self.order = SideBySide(())  # on a CPU each encoder is computed by a thread
         self.guards = {name: GUARD * abs(floor or 0.0) for name, floor in floors.items()}
 
     def __call__(
@@ -79,17 +77,19 @@ class Objective:
             raise ValueError(f"There are no features of {missing}; the objective needs {sorted(self.distances)}.")
         n = rollout or len(next(iter(features.values())))
         all_tau = None if tau is None else ranks.gather(tau, n)
-        scores, total, gradients = [], 0.0, {}
-        for name, distance in self.distances.items():
+
+        def term(name: str) -> tuple[Tensor, Tensor, Tensor | None]:
+            """L_e, its term of the loss and, if it has a weight, its gradient."""
             everyone, active = ranks.gather(features[name].detach(), n), weights[name] > 0
             with torch.set_grad_enabled(active):
-                told = all_tau if distance.tau_width else None
-                value = distance(everyone.requires_grad_(active), told, step=step, ranks=ranks)
-            scores.append(value.detach().double())
-            own = scores[-1].abs().clamp(min=self.guards[name]) + TINY
-            scale = weights[name] / own if self.self_normalise else weights[name]
-            total = total + scale * scores[-1]
-            if active:
-                gradient = ranks.sum(torch.autograd.grad(value, everyone)[0])
-                gradients[name] = gradient[ranks.share(n)] * (scale / ranks.size)
-        return Loss(torch.stack([torch.as_tensor(total), *scores]), tuple(self.distances), gradients)
+                told = all_tau if self.distances[name].tau_width else None
+                value = self.distances[name](everyone.requires_grad_(active), told, step=step, ranks=ranks)
+            score = value.detach().double()
+            scale = weights[name] / (score.abs().clamp(min=self.guards[name]) + TINY if self.self_normalise else 1.0)
+            gradient = ranks.sum(torch.autograd.grad(value, everyone)[0]) if active else None
+            return score, score * scale, None if gradient is None else gradient[ranks.share(n)] * (scale / ranks.size)
+
+        order = self.order if ranks.size == 1 and all(rows.is_cpu for rows in features.values()) else InTurn()
+        scores, weighted, found = zip(*order.map(term, self.distances), strict=True)
+        gradients = {name: one for name, one in zip(self.distances, found, strict=True) if one is not None}
+        return Loss(torch.stack([torch.stack(weighted).sum(), *scores]), tuple(self.distances), gradients)

@@ -22,7 +22,7 @@ from irdm.encoders import (
     LocalBatteryConfig,
     PanelBatteryConfig,
 )
-from irdm.encoders.local import CAPTIONS, ENCODERS, HELD_IN, MIXTURES
+from irdm.encoders.local import CAPTIONS, ENCODERS, HELD_IN
 from irdm.encoders.panel import GROUPS, METRICS_ONLY, expanded
 from irdm.fields import UsageError, nearest, validate
 from irdm.generators import PMF_FAMILIES, AnyGenerator, ConvConfig, KleinConfig, MLPConfig
@@ -280,7 +280,7 @@ def world() -> RunConfig:
     return RunConfig(
         preset="world",
         data=WorldConfig(),
-        battery=LocalBatteryConfig(held_in=(*HELD_IN, "parts", "gram", "palette", *MIXTURES, *CAPTIONS), steps=1000),
+        battery=LocalBatteryConfig(held_in=(*HELD_IN, "parts", "gram", "palette", "mixture", *CAPTIONS), steps=1000),
         generator=KleinConfig(model=Path("world"), length=12),
         distance=NystromMMDConfig(
             landmarks=1024, kmeans_iterations=5, bandwidths=(0.5, 1.0, 2.0), condition_bandwidth=2.0, residual=True
@@ -291,12 +291,12 @@ def world() -> RunConfig:
         joint=CAPTIONS,
         rollout=256,
         micro_batch=128,
-        steps=500,
+        steps=800,
         lr=0.015,
         warmup=10,
         final_lr=0.01,
         ema_decay=0.99,
-        check_every=250,
+        check_every=400,
         checkpoint_every=50,
     )
 

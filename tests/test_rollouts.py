@@ -99,7 +99,7 @@ def test_a_step_reads_the_device_once(monkeypatch):
         assert counted == ["tolist"]
         monkeypatch.undo()
     optimizer.step()
-    assert finite and not stop and len(scores) == 4 and length > 0 and value == loss.value
+    assert finite and not stop and len(scores) == 4 and length > 0 and value == loss.terms[0]
 
 
 def test_numbers_of_a_distance_stay_in_main_memory():

@@ -65,7 +65,7 @@ class SideBySide(InTurn):
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
         items = list(items)
-        if len(items) < 2:
+        if min(len(items), self.count) < 2:
             return super().map(function, items)
         torch.set_num_threads(1)  # OpenMP asks the thread how many to use, MKL the process
         try:
