@@ -48,7 +48,7 @@ class Objective:
         if set(distances) != set(floors):
             raise ValueError(f"Distances are for {sorted(distances)} but floors for {sorted(floors)}.")
         self.distances, self.self_normalise = dict(distances), self_normalise
-        self.order = SideBySide(())  # on a CPU each encoder is computed by a thread
+        self.order = SideBySide()  # on a CPU each encoder is computed by a thread
         self.guards = {name: GUARD * abs(floor or 0.0) for name, floor in floors.items()}
 
     def __call__(

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -110,6 +112,31 @@ def test_every_rank_scores_all_rows_and_keeps_the_gradient_of_its_own(setting):
     assert own.scores == alone.scores and own.terms[0] == alone.terms[0]
     for name in fake:
         assert torch.equal(own.gradients[name], alone.gradients[name][2:6])
+
+
+def test_encoders_side_by_side_find_what_they_find_in_turn(setting, monkeypatch):
+    distances, fake = setting
+    used, compare = set(), NystromMMD._compare
+
+    def watched(self, *arguments):
+        used.add(threading.get_ident())
+        time.sleep(0.05)  # so that the other thread takes the other encoder
+        return compare(self, *arguments)
+
+    monkeypatch.setattr(NystromMMD, "_compare", watched)
+    found = []
+    for threads in (1, 2):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            objective = Objective(distances, dict.fromkeys(distances, 0.1))
+            used.clear()
+            found.append(objective(fake, None, {"a": 2.0, "b": 0.5}, 0))
+            assert len(used) == threads and torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(before)
+    torch.testing.assert_close(found[1].terms, found[0].terms)
+    torch.testing.assert_close(found[1].gradients, found[0].gradients)
 
 
 def test_missing_features_are_refused(setting):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from irdm.against import evaluate_run
 from irdm.conditions import to_bytes
 from irdm.controller import ControllerConfig
-from irdm.encoders.local import MIXTURES, LocalBatteryConfig
+from irdm.encoders.local import CAPTIONS, MIXTURES, LocalBatteryConfig
 from irdm.evaluation import Result
 from irdm.experiments.base import Claim, Numbers, Study, Table, scores
 from irdm.experiments.draw import bars, grid
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 JUDGED = 1200  # pictures of each side that the exact judge reads
-SHORT = 0.25  # of the steps, for the changes
+SHORT = 125  # steps of the changes
 STUDENT = "student, 1 step"
-QUARTER, MARGINAL, ALONE = "a quarter of the steps", "marginal", "one encoder, caption"
+BASE, MARGINAL, ALONE = "three mixtures", "marginal", "one encoder, caption"
 HARD = (*CATEGORIES, "two_object", "position", "color_attr")
 SHOWN = (
     "a red circle", "a white triangle and a green circle", "three crosses", "a disc to the left of a red box",
@@ -111,41 +111,47 @@ def _numbers(result: Result | None, generator: Generator) -> Numbers:
 
 def cells(scale: float) -> dict[str, WorldCell]:
     """The preset, beside its teacher."""
-    return {STUDENT: WorldCell(shortened(scale), teacher=True)}
+    preset = world()
+    return {STUDENT: WorldCell(shortened(preset, preset.steps * scale), teacher=True)}
 
 
 def changes(scale: float) -> dict[str, WorldCell]:
-    """A quarter of the preset's steps, and one change each of that."""
+    """Few steps of the preset with three mixtures in place of one, and one change each of that."""
     preset = world()
     distance, battery = preset.distance, preset.battery
     assert isinstance(battery, LocalBatteryConfig)
-    parts = tuple(name for name in battery.held_in if name not in MIXTURES)
+    rest = [name for name in battery.held_in if name not in (*MIXTURES, *CAPTIONS)]
 
-    def changed(**fields) -> WorldCell:
-        return WorldCell(shortened(scale * SHORT, **fields))
+    def matched(*mixtures: str) -> LocalBatteryConfig:
+        return battery.model_copy(update={"held_in": (*rest, *mixtures, *CAPTIONS)})
+
+    base = preset.model_copy(update={"battery": matched(*MIXTURES)})
+
+    def changed(rollout: int | None = None, **fields) -> WorldCell:
+        return WorldCell(shortened(base, SHORT * scale, rollout, **fields))
 
     return {
-        QUARTER: changed(),
+        BASE: changed(),
         MARGINAL: changed(joint=False),
         "no residual": changed(distance=distance.model_copy(update={"residual": False})),
-        "no mixtures": changed(battery=battery.model_copy(update={"held_in": parts})),
+        "one mixture": changed(battery=matched(MIXTURES[0])),
+        "no mixtures": changed(battery=matched()),
         "equal weights": changed(controller=ControllerConfig(kind="uniform")),
         "LoRA, rank 16": changed(generator=preset.generator.model_copy(update={"lora_rank": 16})),
-        "without a teacher": WorldCell(shortened(scale * SHORT), scratch=True),
+        "without a teacher": WorldCell(shortened(base, SHORT * scale), scratch=True),
         "hard captions twice": changed(data=preset.data.model_copy(update={"mix": HARD})),
-        **{f"rollout {rollout}": changed(rollout=rollout) for rollout in (64, 1024)},
-        ALONE: changed(battery=battery.model_copy(update={"held_in": ("caption",)}), joint=True),
+        **{f"rollout {rollout}": changed(rollout) for rollout in (64, 1024)},
+        ALONE: changed(battery=battery.model_copy(update={"held_in": CAPTIONS[:1]}), joint=True),
     }
 
 
-def shortened(share: float, rollout: int | None = None, **fields) -> RunConfig:
-    """The preset with some of its pictures, whatever the rollout, and with other fields."""
-    preset = world()
-    rollout = rollout or preset.rollout
-    steps = max(2, round(preset.steps * share * preset.rollout / rollout))
-    schedule = {"rollout": rollout, "steps": steps, "warmup": min(preset.warmup, steps // 2), "check_every": steps}
-    schedule["micro_batch"] = min(rollout, preset.micro_batch or rollout)
-    return RunConfig.model_validate(preset.model_copy(update=schedule | fields).model_dump())
+def shortened(config: RunConfig, steps: float, rollout: int | None = None, **fields) -> RunConfig:
+    """The run with as many pictures as its own rollout would have in these steps, whatever the rollout."""
+    rollout = rollout or config.rollout
+    steps = max(2, round(steps * config.rollout / rollout))
+    schedule = {"rollout": rollout, "steps": steps, "warmup": min(config.warmup, steps // 2), "check_every": steps}
+    schedule["micro_batch"] = min(rollout, config.micro_batch or rollout)
+    return RunConfig.model_validate(config.model_copy(update=schedule | fields).model_dump())
 
 
 def figure(table: Table, folder: Callable[[str, int], Path]) -> Figure:
@@ -232,7 +238,7 @@ def claims(table: Table) -> list[Claim]:
 
 def claims_of_changes(table: Table) -> list[Claim]:
     """Joint against marginal, and what one encoder does alone."""
-    joint, marginal, alone = table[QUARTER]["right"], table[MARGINAL]["right"], table[ALONE]
+    joint, marginal, alone = table[BASE]["right"], table[MARGINAL]["right"], table[ALONE]
     return [
         Claim(
             "Only joint matching ties a picture to its caption",
@@ -277,5 +283,5 @@ CHANGES = Study(
     cells=changes,
     figure=bars_of,
     claims=claims_of_changes,
-    notes=NOTES + " Every row is a quarter of the preset's steps with one change.",
+    notes=NOTES + f" Every row is {SHORT} steps, with one change of the first.",
 )

@@ -1,4 +1,4 @@
-"""How the parts of a micro-batch are computed: in turn, or side by side in the threads of a CPU.
+"""How parts of a micro-batch, or distances of a step, are computed: in turn, or side by side in the threads of a CPU.
 
 Parts that one thread each computes from end to end take less time together than products that all threads share, where
 networks have many small ones; docs/log.md has what was measured. Torch's operators let go of the interpreter.
@@ -47,13 +47,13 @@ class InTurn:
 
 
 class SideBySide(InTurn):
-    """A part of a micro-batch in each thread that torch had when this was made. Sums are in one order all the same.
+    """One part, or another item, in each thread that torch had when this was made. Sums are in one order all the same.
 
     Threads know nothing of the caller's `torch.no_grad`, autocast and the like.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
-        """`parameters`: all that get a gradient; their hooks are not called."""
+    def __init__(self, parameters: Sequence[nn.Parameter] = ()) -> None:
+        """`parameters`: all that get a gradient from `add`; their hooks are not called."""
         self.parameters, self.count = list(parameters), torch.get_num_threads()
         self._pool = ThreadPoolExecutor(self.count, "parts", initializer=torch.set_num_threads, initargs=(1,))
 
