@@ -134,7 +134,6 @@ def changes(scale: float) -> dict[str, WorldCell]:
         BASE: changed(),
         MARGINAL: changed(joint=False),
         "no residual": changed(distance=distance.model_copy(update={"residual": False})),
-        "one mixture": changed(battery=matched(MIXTURES[0])),
         "no mixtures": changed(battery=matched()),
         "equal weights": changed(controller=ControllerConfig(kind="uniform")),
         "LoRA, rank 16": changed(generator=preset.generator.model_copy(update={"lora_rank": 16})),
