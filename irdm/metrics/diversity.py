@@ -14,12 +14,12 @@ Letters: n rows, d features, k folds.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Float32, Float64
+from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 
 from irdm.metrics.base import EvaluationConfig, Pool, Pools
 from irdm.metrics.copies import both_sides, described, exact_repeats, excess, natural_excess, neighbours_of
-from irdm.metrics.intervals import fold_means, folds, interval, jackknife, score_of
+from irdm.metrics.intervals import folds, interval, jackknife, score_of
 from irdm.metrics.neighbours import nearest_neighbours
 from irdm.metrics.score import Estimate, Score
 from irdm.metrics.tables import Real, Table
@@ -41,11 +41,12 @@ def duplicates(generated: Table, real: Real, config: EvaluationConfig) -> dict[s
     if train is None or generated.thumbnails is None or real.val.thumbnails is None:
         return {}
     places = described(train)
-    judged, fresh = (_repeats(side, count, places, config.seed) for side in (pools.generated, pools.val))
-    found, natural = excess(judged, fresh), natural_excess(fresh, count, config.seed)
-    repeated = (judged <= found.limit).double()
-    replicates = fold_means(repeated, folds(count, config.seed))
-    replicates += found.excess - replicates.mean()  # which is below 0 where fewer judged images repeat another
+    fold = folds(count, config.seed)
+    judged, fresh = (_repeats(side, fold, places, config.seed) for side in (pools.generated, pools.val))
+    found, natural = excess(judged.amin(1), fresh.amin(1)), natural_excess(fresh.amin(1), count, config.seed)
+    close, kept = judged <= found.limit, torch.arange(judged.shape[1])
+    without = [close[fold != k][:, kept != k].any(1).double().mean() for k in kept]
+    replicates = jackknife(found.excess, torch.stack(without))
     low, high = interval(replicates)
     estimate = Estimate(
         value=found.excess,
@@ -106,17 +107,20 @@ def vendi_score(features: Float[Tensor, "n d"]) -> float:
     return torch.special.entr(share).sum().exp().item()
 
 
-def _repeats(pool: Pool, count: int, train: Float32[Tensor, "m d"], seed: int) -> Float64[Tensor, " n"]:
-    """Distance of images of a draw to the nearest earlier one, over that to the fifth nearest train image."""
+def _repeats(pool: Pool, fold: Int64[Tensor, " n"], train: Float32[Tensor, "m d"], seed: int) -> Float64[Tensor, "n k"]:
+    """Distance of images of a draw to the nearest earlier one in each fold, over that to the fifth nearest of train."""
+    count = len(fold)
     numbers, pictures = pool.sample(count, "duplicates", seed), pool.table.thumbnails
     assert pictures is not None
     rows = described(pictures[numbers]).to(train)
     far = nearest_neighbours(rows, train, neighbours_of(train))[0][:, -1].double()
+    order = fold.argsort(stable=True)
+    sizes = torch.bincount(fold).tolist()
     near = []
     for start in range(0, count, BLOCK):
         block = rows[start : start + BLOCK]
-        distance = torch.cdist(block, rows[: start + len(block)], compute_mode="donot_use_mm_for_euclid_dist")
-        later = torch.ones_like(distance, dtype=torch.bool).triu(start)
-        near.append(distance.masked_fill_(later, torch.inf).amin(1).cpu().double())
+        distance = torch.cdist(block, rows, compute_mode="donot_use_mm_for_euclid_dist")
+        distance.masked_fill_(torch.ones_like(distance, dtype=torch.bool).triu(start), torch.inf)
+        near.append(torch.stack([part.amin(1) for part in distance[:, order].split(sizes, 1)], 1).cpu().double())
     nearest = torch.cat(near)
-    return torch.where(nearest > 0, nearest / far, 0.0)
+    return torch.where(nearest > 0, nearest / far[:, None], 0.0)
