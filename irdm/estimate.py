@@ -29,6 +29,7 @@ from irdm.generators import AnyGenerator, KleinConfig
 from irdm.gradcache import GradientCache
 from irdm.metrics.ratio import PARTS
 from irdm.metrics.sliced_wasserstein import COARSE, SlicedTarget
+from irdm.ops.threads import InTurn, SideBySide
 from irdm.presets import SMOKE_IMAGES, RunConfig
 from irdm.process import keep_freed_memory
 from irdm.progress import Say, duration
@@ -299,21 +300,22 @@ class _Timed:
         self.held_in = {name: self.encoders[name] for name in blank.held_in}
         self.generator = config.generator.build(shape, conditions.spec).to(device)
         self.share = -(-config.rollout // ranks)
+        self.order = SideBySide() if device == "cpu" and ranks == 1 else InTurn()
 
     def seconds(self) -> Seconds:
         """The whole run."""
         config, n, v = self.config, len(self.dataset.train), len(self.dataset.val)
-        embed = self._rate(lambda k: self._pass(k, self.encoders, learn=False, draw=False))
+        embed = self._rate(self._pass(self.encoders, learn=False, draw=False))
         embed_in = embed * len(self.held_in) / len(self.encoders)
-        drawn = self._rate(lambda k: self._pass(k, self.encoders, learn=False))
-        compare = len(self.held_in) * self._compare() / self.ranks  # which share it
-        step = self.share * self._rate(lambda k: self._pass(k, self.held_in, learn=True)) + compare
+        drawn = self._rate(self._pass(self.encoders, learn=False))
+        compare = self._compare(self.order) / self.ranks  # which share it
+        step = self.share * self._rate(self._pass(self.held_in, learn=True)) + compare
         fit = reference = evaluate = checks = 0.0
         if isinstance(config.battery, FittedBatteryConfig):
             shown = config.battery.lessons(self.blank, self.dataset.image_shape, self.dataset.train.conditions.spec)
             fit = embed * min(n, config.battery.images)
             fit += LESSON * sum(k * self._rate(self._look_back(self.encoders[name])) for name, k in shown.items() if k)
-        reference = embed_in * (n + v) + len(self.held_in) * self._fit(n, compare / len(self.held_in))
+        reference = embed_in * (n + v) + self._fit(n, self._compare(InTurn()) / self.ranks)
         if (judged := config.evaluation) is not None:
             rows = min(judged.rows, n, v // 2)
             checks = config.steps / config.check_every * min(judged.quick_rows, n, v) * drawn
@@ -328,24 +330,28 @@ class _Timed:
         train = config.steps * step + checks
         return Seconds(encoders=fit, reference=reference, step=step, train=train, evaluate=evaluate)
 
-    def _pass(self, k: int, encoders: Mapping[str, nn.Module], *, learn: bool, draw: bool = True) -> None:
+    def _pass(self, encoders: Mapping[str, nn.Module], *, learn: bool, draw: bool = True) -> Callable[[int], None]:
         """Draw k images, or take some, and look at them with encoders; learn: with the gradient, as a step does."""
-        rows = torch.arange(k) % len(self.dataset.train)
-        inputs = self.dataset.train.conditions[rows].inputs(self.device)
-        noise = torch.randn(k, *self.generator.noise_shape).to(self.device)
-
-        def generate(part: slice) -> Tensor:
-            if not draw:
-                return torch.zeros(part.stop - part.start, *self.dataset.image_shape, device=self.device)
-            return self.generator(noise[part], **{name: value[part] for name, value in inputs.items()})
-
-        kept = 0 if self.config.graph_memory_gib == 0 or not learn else None
         most = self.config.micro_batch or self.share if learn else 256
+        kept = 0 if self.config.graph_memory_gib == 0 or not learn else None
         alone = list(self.generator.trained().values()) if learn and self.device == "cpu" else ()
-        cache = GradientCache(encoders, min(most, k), kept, alone)
-        features = cache.forward(generate, k)
-        if learn:
-            cache.backward({name: torch.ones_like(rows) for name, rows in features.items()})
+        cache = GradientCache(encoders, most, kept, alone)
+
+        def work(k: int) -> None:
+            rows = torch.arange(k) % len(self.dataset.train)
+            inputs = self.dataset.train.conditions[rows].inputs(self.device)
+            noise = torch.randn(k, *self.generator.noise_shape).to(self.device)
+
+            def generate(part: slice) -> Tensor:
+                if not draw:
+                    return torch.zeros(part.stop - part.start, *self.dataset.image_shape, device=self.device)
+                return self.generator(noise[part], **{name: value[part] for name, value in inputs.items()})
+
+            features = cache.forward(generate, k)
+            if learn:
+                cache.backward({name: torch.ones_like(rows) for name, rows in features.items()})
+
+        return work
 
     def _look_back(self, encoder: nn.Module) -> Callable[[int], None]:
         """An encoder looks at k images, and takes a gradient back to them."""
@@ -374,8 +380,8 @@ class _Timed:
             times.append(time.monotonic() - start)
         return sum(times[1:]) / (len(times) - 1)
 
-    def _compare(self) -> float:
-        """Seconds of one distance of a rollout and its gradient, on features of the mean width, joint if most are."""
+    def _compare(self, order: InTurn) -> float:
+        """Seconds of the distances of a rollout and their gradients, on rows of the mean width, joint if most are."""
         width = round(sum(encoder.dim for encoder in self.held_in.values()) / len(self.held_in))  # type: ignore[misc]
         conditions, config = self.dataset.train.conditions, self.config
         count = min(len(conditions), getattr(config.distance, "landmarks", config.rollout))
@@ -386,7 +392,11 @@ class _Timed:
         distance = config.distance.build().to(self.device).fit(torch.randn(len(rows), width, device=self.device), real)
         features = torch.randn(config.rollout, width, device=self.device, requires_grad=True)
         fake = None if fake is None else fake[0 : config.rollout].to(self.device)
-        return self._time(lambda: distance(features, fake, step=0).backward())
+
+        def work(name: str) -> None:
+            torch.autograd.grad(distance(features, fake, step=0), features)
+
+        return self._time(lambda: order.map(work, self.held_in))
 
     def _sort(self) -> float:
         """Seconds of a row of one of the draws that tell the interval of a ratio, under one encoder."""
@@ -401,7 +411,7 @@ class _Timed:
         return self._time(lambda: torch.cdist(rows, rows).topk(5, largest=False)) / len(rows) ** 2
 
     def _fit(self, n: int, compare: float) -> float:
-        """Seconds to fit one distance to n rows, where a pair of rows takes what it takes in a comparison."""
+        """Seconds to fit the distances to n rows, where a pair of rows takes what it takes in a comparison."""
         config, m = self.config.distance, getattr(self.config.distance, "landmarks", 0)
         rollout = self.config.rollout
         pair = compare / (rollout * min(n, m or rollout) + rollout**2 / 2)
@@ -410,4 +420,4 @@ class _Timed:
             return pair * pairs
         solve = len(getattr(config, "bandwidths", (1,))) * 2 / 3 * m**3 / (matmul_rate(self.device, self.SHORT) / 2)
         looked_at = min(n, getattr(config, "kmeans_rows", 0)) * getattr(config, "kmeans_iterations", 0)
-        return pair * (pairs + looked_at * m / 2) + solve
+        return pair * (pairs + looked_at * m / 2) + len(self.held_in) * solve
