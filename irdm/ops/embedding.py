@@ -84,9 +84,24 @@ def median_distance(x: Float[Tensor, "n d"], block: int = 1024) -> float:
     filled = 0
     for start in range(0, n, block):
         rows = x[start : start + block]
-        above = torch.ones(len(rows), n - start, dtype=torch.bool, device=x.device).triu_(diagonal=1)
-        values = squared_distances(rows, x[start:])[above]
-        pairs[filled : filled + len(values)] = values
-        filled += len(values)
+        among, beyond = squared_distances(rows, x[start:]).split([len(rows), n - start - len(rows)], 1)
+        above = torch.ones_like(among, dtype=torch.bool).triu_(diagonal=1)
+        for values in (among[above], beyond):
+            pairs[filled : filled + values.numel()].view(values.shape).copy_(values)
+            filled += values.numel()
     assert filled == len(pairs)
-    return math.sqrt(pairs.median().item())
+    return math.sqrt(_lower_median(pairs))
+
+
+def _lower_median(values: Float[Tensor, " n"], some: int = 2**16) -> float:
+    """`values.median()`, of many by the few of them that lie between two quantiles of some."""
+    n = len(values)
+    if n > 4 * some:
+        sample = values[:: n // some].sort().values
+        middle, near = len(sample) // 2, 4 * math.isqrt(len(sample))
+        low, high = sample[middle - near], sample[middle + near]
+        below, above = int((values < low).sum()), int((values > high).sum())
+        between = values[(values >= low) & (values <= high)]
+        if below + len(between) + above == n and 0 <= (n - 1) // 2 - below < len(between):  # no NaN, and not missed
+            return between.kthvalue((n - 1) // 2 - below + 1).values.item()
+    return values.median().item()

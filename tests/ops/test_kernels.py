@@ -3,9 +3,16 @@ import math
 import pytest
 import torch
 
-from irdm.ops.embedding import fourier_features, kernel_means, median_distance, nystrom_coefficients
+from irdm.ops.embedding import (
+    _lower_median,
+    fourier_features,
+    kernel_means,
+    median_distance,
+    nystrom_coefficients,
+)
 from irdm.ops.kernels import mean_kernel, squared_mmd
 from irdm.ops.radial import Energy, Gaussian, InverseMultiquadric, Laplace
+from irdm.ops.rows import squared_distances
 from irdm.ops.sampling import generator_for
 
 LADDER = (0.5, 1.0, 2.0, 4.0)
@@ -162,6 +169,20 @@ def test_mean_kernel_is_the_mean_of_the_matrix(kernel):
     different = ~torch.eye(30, dtype=torch.bool)
     expected = torch.stack([formula(kernel, gamma, x, x)[different].mean() for gamma in kernel.gammas]).mean()
     torch.testing.assert_close(mean_kernel(x, kernel, unbiased=True, block=7), expected)
+
+
+@pytest.mark.parametrize("rows", ["random", "ties", "equal", "in order", "not finite"])
+def test_the_median_of_many_pairs_is_the_same_number(rows):
+    n = 800  # 319,600 pairs: the median is found among the few between two quantiles
+    x = torch.randn(n, 3, generator=generator_for("median", 0))
+    x = {"ties": x.round(), "equal": torch.ones(n, 3), "in order": x.sort(0).values}.get(rows, x)
+    if rows == "not finite":
+        x[5] = torch.nan
+    pairs = torch.cat([squared_distances(x[k : k + 1], x[k + 1 :])[0] for k in range(n - 1)])
+    expected = pairs.median().sqrt().item()
+    assert median_distance(x) == pytest.approx(expected, rel=1e-6, nan_ok=True)
+    every = torch.rand(300_000, generator=generator_for("median", 1))
+    assert _lower_median(every) == every.median().item() == every.sort().values[149_999].item()
 
 
 def test_median_distance_is_the_median_over_pairs():
