@@ -44,8 +44,8 @@ def duplicates(generated: Table, real: Real, config: EvaluationConfig) -> dict[s
     fold = folds(count, config.seed)
     judged, fresh = (_repeats(side, fold, places, config.seed) for side in (pools.generated, pools.val))
     found, natural = excess(judged.amin(1), fresh.amin(1)), natural_excess(fresh.amin(1), count, config.seed)
-    close, kept = judged <= found.limit, torch.arange(judged.shape[1])
-    without = [close[fold != k][:, kept != k].any(1).double().mean() for k in kept]
+    close, column = judged <= found.limit, torch.arange(judged.shape[1])
+    without = [close[fold != k][:, column != k].any(1).double().mean() for k in column]
     replicates = jackknife(found.excess, torch.stack(without))
     low, high = interval(replicates)
     estimate = Estimate(
