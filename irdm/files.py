@@ -15,7 +15,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -163,8 +163,9 @@ def clear_partial(path: Path, older: float = 0.0) -> None:
     before = time.time() - older
     for folder, folders, files in os.walk(path):
         for name in filter(PARTIAL.fullmatch, [*folders, *files]):
-            if Path(folder, name).lstat().st_mtime <= before:
-                remove(Path(folder, name))
+            with suppress(FileNotFoundError):  # its writer has finished since it was listed
+                if Path(folder, name).lstat().st_mtime <= before:
+                    remove(Path(folder, name))
         folders[:] = [name for name in folders if not PARTIAL.fullmatch(name)]
 
 
@@ -337,14 +338,18 @@ def read_tensors(path: Path, mend: str, device: str = "cpu") -> tuple[dict[str, 
     """
     try:
         if str(path).encode(errors="replace").decode() != str(path):
-            data = path.read_bytes()  # a name that is no UTF-8, which safe_open does not take
-            tensors, size = load(data), int.from_bytes(data[:8], "little")
-            notes = json.loads(data[8 : 8 + size]).get("__metadata__", {})
+            tensors, notes = parse_tensors(path.read_bytes())  # a name that is no UTF-8, which safe_open does not take
             return {name: tensor.to(device) for name, tensor in tensors.items()}, notes
         with safe_open(path, framework="pt", device=device) as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} cannot be read as tensors ({error}). {mend}") from None
+
+
+def parse_tensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the notes in the bytes of a safetensors file. Raises SafetensorError when they are none."""
+    tensors, size = load(data), int.from_bytes(data[:8], "little")
+    return tensors, json.loads(data[8 : 8 + size]).get("__metadata__", {})
 
 
 def unpickled(path: Path, mmap: bool = False) -> Any:

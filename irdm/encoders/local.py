@@ -43,6 +43,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float32, Int64
 from pydantic import Field, field_validator
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from irdm.checkpoint import restore
@@ -65,7 +66,7 @@ from irdm.encoders.learned import (
     Unmix,
 )
 from irdm.encoders.lite import Pretrained, require_shipped
-from irdm.files import clear_partial, hash_of, hash_tensors, read_tensors, write_tensors
+from irdm.files import clear_partial, hash_of, hash_tensors, parse_tensors, write_tensors
 from irdm.progress import Meter, Say, silent
 
 Images = Float32[Tensor, "n c h w"]
@@ -152,7 +153,7 @@ class FittedBatteryConfig(Config):
             )
         key = hash_of([train.fingerprint, self.identity(), CODE_VERSION])
         path = cache_dir / f"local-battery-{key[:24]}.safetensors" if cache_dir else None
-        if path and path.exists() and (battery := self._read(path, key, train.image_shape, say)):
+        if path and (battery := self._read(path, key, train.image_shape, say)):
             return battery
         require_shipped(self.names)
         if any(ENCODERS[name][0] is Caption for name in self.names) and train.conditions.tau is None:
@@ -214,13 +215,15 @@ class FittedBatteryConfig(Config):
         return train.read(rows), labels, None if tau is None else tau[0 : len(rows)]
 
     def _read(self, path: Path, key: str, image_shape: Shape, say: Say) -> Battery | None:
-        """The battery in a file of the cache, or None, said, when it is damaged."""
+        """The battery in a file of the cache; None when there is no file, or, said, when it is damaged."""
         try:
-            state, notes = read_tensors(path, "")
+            state, notes = parse_tensors(path.read_bytes())  # at once: another process may take the file away meanwhile
             if notes.get("sha256") != hash_tensors(state, key):
                 raise ValueError("its checksum does not match its content")
             battery = self.restore(image_shape, state)
-        except ValueError as error:
+        except FileNotFoundError:
+            return None
+        except (OSError, SafetensorError, ValueError) as error:
             say(f"the cached battery {path} is damaged ({f'{error}'.strip()}); fitting it again")
             return None
         say(f"read {len(battery.encoders)} encoders from {path}")
