@@ -2,7 +2,8 @@
 
 A view maps images [n, c, h, w] in [0, 1], at least 4 x 4 pixels, to n rows, differentiably; it is whitened afterwards.
 Views pool by averaging and never stride: strided convolutions are the first thing a generator learns to game. A lesson
-holds the view and whatever is thrown away later, and returns the loss for some images and their labels.
+holds the view and whatever is thrown away later, and returns the loss for some images and their labels; its random
+numbers come from the generator that it is given, so that several may be taught at once, or from torch's own.
 
 Letters: n rows, c channels, h height, w width, d feature numbers, t numbers of tau.
 """
@@ -10,6 +11,7 @@ Letters: n rows, c channels, h height, w width, d feature numbers, t numbers of 
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,7 @@ from irdm.encoders.fixed import Images, Rows, shrink, smooth
 
 Labels = Int64[Tensor, " n"]
 Shape = tuple[int, int, int]
+Random = torch.Generator | None
 
 BLOCKS = 4  # across and down, of what `Mixture` tells
 CODE = 64  # numbers that `Damage` and `Mixture` put out
@@ -132,8 +135,8 @@ class Classify(nn.Module):
         super().__init__()
         self.view = view
 
-    def forward(self, images: Images, labels: Labels) -> Float[Tensor, ""]:
-        return F.cross_entropy(self.view(augment(images)), labels, label_smoothing=0.1)
+    def forward(self, images: Images, labels: Labels, random: Random = None) -> Float[Tensor, ""]:
+        return F.cross_entropy(self.view(augment(images, random=random)), labels, label_smoothing=0.1)
 
 
 class Describe(nn.Module):
@@ -143,7 +146,7 @@ class Describe(nn.Module):
         super().__init__()
         self.view, self.spread = view, tau.var(0).sum().clamp(min=1e-12)
 
-    def forward(self, images: Images, tau: Float[Tensor, "n t"]) -> Float[Tensor, ""]:
+    def forward(self, images: Images, tau: Float[Tensor, "n t"], random: Random = None) -> Float[Tensor, ""]:
         return (self.view(images) - tau).square().sum(1).mean() / self.spread
 
 
@@ -154,9 +157,9 @@ class Contrast(nn.Module):
         super().__init__()
         self.view = view
 
-    def forward(self, images: Images, labels: Labels) -> Float[Tensor, ""]:
+    def forward(self, images: Images, labels: Labels, random: Random = None) -> Float[Tensor, ""]:
         n = len(images)
-        rows = self.view(augment(torch.cat([images, images]), turn=0.35, zoom=0.25, shift=0.15))
+        rows = self.view(augment(torch.cat([images, images]), 0.35, 0.25, 0.15, random))
         rows = F.normalize(rows, dim=1)
         return F.cross_entropy((rows @ rows.T / 0.2).fill_diagonal_(-math.inf), torch.arange(2 * n).roll(n))
 
@@ -168,9 +171,9 @@ class Unmix(nn.Module):
         super().__init__()
         self.view, self.head = view, nn.Sequential(nn.GELU(), nn.Linear(CODE, BLOCKS**2))
 
-    def forward(self, images: Images, labels: Labels) -> Float[Tensor, ""]:
+    def forward(self, images: Images, labels: Labels, random: Random = None) -> Float[Tensor, ""]:
         others = images.roll(1, 0)
-        mixed = mix(images, others)
+        mixed = mix(images, others, random)
         apart = [F.adaptive_avg_pool2d((mixed - of).abs().mean(1), BLOCKS).flatten(1) for of in (images, others)]
         wanted = torch.minimum(*apart)
         return (self.head(self.view(mixed)) - wanted).square().mean() / wanted.var().clamp(min=1e-12)
@@ -183,56 +186,60 @@ class Assess(nn.Module):
         super().__init__()
         self.view, self.head = view, nn.Sequential(nn.GELU(), nn.Linear(CODE, KINDS))
 
-    def forward(self, images: Images, labels: Labels) -> Float[Tensor, ""]:
-        damaged, amounts = damage(cut(images, CROP))
+    def forward(self, images: Images, labels: Labels, random: Random = None) -> Float[Tensor, ""]:
+        damaged, amounts = damage(cut(images, CROP, random), random)
         return (self.head(self.view(damaged)) - amounts).square().mean()
 
 
-def cut(images: Images, side: int) -> Float[Tensor, "n c s t"]:
+def cut(images: Images, side: int, random: Random = None) -> Float[Tensor, "n c s t"]:
     """A window of at most side x side pixels, at a random place."""
     h, w = images.shape[2:]
-    top, left = (int(torch.randint(max(0, pixels - side) + 1, ())) for pixels in (h, w))
+    top, left = (int(torch.randint(max(0, pixels - side) + 1, (), generator=random)) for pixels in (h, w))
     return images[:, :, top : top + side, left : left + side]
 
 
-def augment(images: Images, turn: float = 0.2, zoom: float = 0.15, shift: float = 0.12) -> Images:
+def augment(
+    images: Images, turn: float = 0.2, zoom: float = 0.15, shift: float = 0.12, random: Random = None
+) -> Images:
     """Each image turned (radians), zoomed and shifted (share of the side) a little, at random; edges are repeated."""
-    angle, scale, right, down = (2 * torch.rand(4, len(images)) - 1) * torch.tensor([turn, zoom, shift, shift])[:, None]
+    amounts = 2 * torch.rand(4, len(images), generator=random) - 1
+    angle, scale, right, down = amounts * torch.tensor([turn, zoom, shift, shift])[:, None]
     cos, sin = (1 + scale) * angle.cos(), (1 + scale) * angle.sin()
     matrix = torch.stack([cos, -sin, 2 * right, sin, cos, 2 * down], 1).unflatten(1, (2, 3))
     grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
-def mix(images: Images, others: Images) -> Images:
+def mix(images: Images, others: Images, random: Random = None) -> Images:
     """Each image with a rectangle of another in it: blended, or through a ragged mask; a fifth of them stay whole."""
     n, h, w = len(images), *images.shape[2:]
-    low, size = 0.9 * torch.rand(n, 2) - 0.2, 0.25 + 0.5 * torch.rand(n, 2)  # shares of the sides
+    rand = partial(torch.rand, generator=random)
+    low, size = 0.9 * rand(n, 2) - 0.2, 0.25 + 0.5 * rand(n, 2)  # shares of the sides
 
     def within(pixels: int, axis: int) -> Tensor:
         place = (torch.arange(pixels) + 0.5) / pixels - low[:, axis, None]
         return (place > 0) & (place < size[:, axis, None])
 
-    rectangle = (within(h, 0)[:, None, :, None] & within(w, 1)[:, None, None, :]) & (torch.rand(n, 1, 1, 1) < 0.8)
-    ragged = F.interpolate(torch.randn(n, 1, 6, 6), (h, w), mode="bilinear", align_corners=True) > 0
-    amount = torch.where(torch.rand(n, 1, 1, 1) < 0.5, torch.rand(n, 1, 1, 1), ragged.float())
+    rectangle = (within(h, 0)[:, None, :, None] & within(w, 1)[:, None, None, :]) & (rand(n, 1, 1, 1) < 0.8)
+    ragged = F.interpolate(torch.randn(n, 1, 6, 6, generator=random), (h, w), mode="bilinear", align_corners=True) > 0
+    amount = torch.where(rand(n, 1, 1, 1) < 0.5, rand(n, 1, 1, 1), ragged.float())
     return images + rectangle * amount * (others - images)
 
 
-def damage(images: Images) -> tuple[Images, Float[Tensor, "n 5"]]:
+def damage(images: Images, random: Random = None) -> tuple[Images, Float[Tensor, "n 5"]]:
     """Images blurred, faded, tinted, crossed by a pattern of pixels and made noisy, each in half of the cases.
 
     Returns them with the amount of each, from 0 to 1.
     """
     n, c, h, w = images.shape
-    amounts = torch.rand(n, KINDS) * (torch.rand(n, KINDS) < 0.5)
+    amounts = torch.rand(n, KINDS, generator=random) * (torch.rand(n, KINDS, generator=random) < 0.5)
     blur, fade, tint, pattern, noise = amounts.T[..., None, None, None]
     kernel = torch.exp(-(torch.arange(-2.0, 3) ** 2) / 2 / (0.05 + 0.9 * blur.view(n, 1)) ** 2)  # sd up to 0.95 pixels
     kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(c, 0)[:, None, None]
     x = F.pad(images, (2, 2, 2, 2), mode="replicate").reshape(1, n * c, h + 4, w + 4)
     x = F.conv2d(F.conv2d(x, kernel, groups=n * c), kernel.mT, groups=n * c).view(n, c, h, w)
     mean = x.mean((2, 3), keepdim=True)
-    x = (mean + (x - mean) * (1 - 0.4 * fade)) * (1 + 0.15 * tint * torch.randn(n, c, 1, 1))
+    x = (mean + (x - mean) * (1 - 0.4 * fade)) * (1 + 0.15 * tint * torch.randn(n, c, 1, 1, generator=random))
     column, row = torch.arange(w).expand(h, w), torch.arange(h)[:, None].expand(h, w)
-    boards = torch.stack([column, row, column + row])[torch.randint(3, (n,))][:, None] % 2 * 2 - 1
-    return x + 0.06 * pattern * boards + 0.1 * noise**2 * torch.randn_like(x), amounts
+    boards = torch.stack([column, row, column + row])[torch.randint(3, (n,), generator=random)][:, None] % 2 * 2 - 1
+    return x + 0.06 * pattern * boards + 0.1 * noise**2 * torch.randn(x.shape, generator=random), amounts

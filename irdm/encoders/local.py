@@ -37,7 +37,9 @@ import math
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Literal
 
 import torch
@@ -67,6 +69,7 @@ from irdm.encoders.learned import (
 )
 from irdm.encoders.lite import Pretrained, require_shipped
 from irdm.files import clear_partial, hash_of, hash_tensors, parse_tensors, write_tensors
+from irdm.ops.threads import SideBySide, ending
 from irdm.progress import Meter, Say, silent
 
 Images = Float32[Tensor, "n c h w"]
@@ -162,12 +165,12 @@ class FittedBatteryConfig(Config):
             )
         images, labels, tau = self._sample(train)
         classes = len(labels.unique())
-        encoders = {}
-        for name in self.names:
-            began = time.monotonic()
-            encoders[name] = self._fit(name, images, labels, tau, classes, say)
-            say(f"fitted the encoder '{name}' on {len(images)} images in {time.monotonic() - began:.1f} s")
-        battery = Battery(encoders, self.held_in, self.held_out)
+        fits = [self._begun(name, images, labels, tau, classes) for name in self.names]
+        fits.sort(key=lambda fit: -fit.steps)  # the longest first: threads end together
+        with ending() as ended:
+            fitted = SideBySide().map(lambda fit: fit(images, ended, say), fits)
+        encoders = {encoder.name: encoder for encoder in fitted}
+        battery = Battery({name: encoders[name] for name in self.names}, self.held_in, self.held_out)
         if path:
             clear_partial(path.parent, older=DAY)
             state = battery.state_dict()
@@ -229,35 +232,31 @@ class FittedBatteryConfig(Config):
         say(f"read {len(battery.encoders)} encoders from {path}")
         return battery
 
-    def _fit(self, name: str, images: Images, labels: Labels, tau: Tensor | None, classes: int, say: Say) -> Encoder:
-        """One encoder, whatever the others are. Leaves the global seed alone."""
+    def _begun(self, name: str, images: Images, labels: Labels, tau: Tensor | None, classes: int) -> _Fit:
+        """An encoder with its first weights, whatever the others are. Leaves the global seed alone."""
         shape = (images.shape[1], images.shape[2], images.shape[3])
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed((self.seed * 1_000_003 + zlib.crc32(name.encode())) % 2**63)
             width = 0 if tau is None else tau.shape[1]
             network = _network(name, shape, self.width, *_sizes(name, classes, width, len(images)))
-            view = _view(network)
-            told = _told(view, classes, width)
+            view, lesson, wanted = _view(network), None, labels
             if isinstance(view, Patches | Parts):
                 view.cut(images)
             elif isinstance(view, Pretrained):
                 view.load()
             elif isinstance(view, Damage):
-                self._teach(name, Assess(view), images, labels, told, say)
+                lesson = Assess(view)
             elif isinstance(view, Mixture):
-                self._teach(name, Unmix(view), images, labels, told, say)
+                lesson = Unmix(view)
             elif isinstance(view, Caption):
                 assert tau is not None
-                self._teach(name, Describe(view, tau), images, tau, told, say)
+                lesson, wanted = Describe(view, tau), tau
             elif isinstance(view, Content | Layout):
-                self._teach(name, Classify(view) if classes > 1 else Contrast(view), images, labels, told, say)
-            if isinstance(network, Whitened):
-                rows, meter = [], Meter(f"fitting the encoder '{name}'", len(images), "images", say)
-                for block in images.split(max(1, min(256, 2**18 // math.prod(shape[1:])))):
-                    rows.append(view(block))
-                    meter(len(block))
-                network.fit(torch.cat(rows))
-        return _encoder(name, network, shape)
+                lesson = Classify(view) if classes > 1 else Contrast(view)
+            random = torch.Generator()
+            random.set_state(torch.get_rng_state())
+        steps = self._steps(_told(view, classes, width)) if lesson else 0
+        return _Fit(name, network, lesson, wanted, steps, self.lr, random)
 
     def lessons(self, battery: Battery, image_shape: Shape, spec: Spec) -> dict[str, int]:
         """Images that each encoder of a battery is shown while it learns, most of them often: 0 where it does not."""
@@ -267,17 +266,50 @@ class FittedBatteryConfig(Config):
     def _steps(self, told: int) -> int:
         return self.steps * (2 if told > 10 else 1)
 
-    def _teach(self, name: str, lesson: nn.Module, images: Images, labels: Tensor, told: int, say: Say) -> None:
+
+@dataclass(frozen=True)
+class _Fit:
+    """An encoder that is to be fitted: its network, and the lesson that teaches it, if it learns, over some steps."""
+
+    name: str
+    network: nn.Module
+    lesson: nn.Module | None
+    wanted: Tensor
+    steps: int
+    lr: float
+    random: torch.Generator
+
+    def __call__(self, images: Images, ended: Event, say: Say) -> Encoder:
+        """Fit it, with random numbers of its own: several may be fitted at once. Says how it goes, and when it is done.
+
+        Raises InterruptedError soon after `ended` was set.
+        """
+        began, shape = time.monotonic(), (images.shape[1], images.shape[2], images.shape[3])
+        if self.lesson:
+            self._teach(self.lesson, images, ended, say)
+        if isinstance(self.network, Whitened):
+            rows, meter = [], Meter(f"fitting the encoder '{self.name}'", len(images), "images", say)
+            with torch.no_grad():
+                for block in images.split(max(1, min(256, 2**18 // math.prod(shape[1:])))):
+                    rows.append(self.network.view(block))
+                    meter(len(block))
+                self.network.fit(torch.cat(rows))
+        say(f"fitted the encoder '{self.name}' on {len(images)} images in {time.monotonic() - began:.1f} s")
+        return _encoder(self.name, self.network, shape)
+
+    def _teach(self, lesson: nn.Module, images: Images, ended: Event, say: Say) -> None:
         """AdamW over shuffled batches, one learning-rate cycle."""
-        steps, batch = self._steps(told), _batch(images.shape[2:])
+        batch = _batch(images.shape[2:])
         optimizer = torch.optim.AdamW(lesson.parameters(), lr=self.lr, weight_decay=0.05)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps)
-        meter = Meter(f"fitting the encoder '{name}'", steps, "steps", say)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=self.steps)
+        meter = Meter(f"fitting the encoder '{self.name}'", self.steps, "steps", say)
         with torch.enable_grad():
-            for _ in range(steps):
-                rows = torch.randperm(len(images))[:batch]
+            for _ in range(self.steps):
+                if ended.is_set():
+                    raise InterruptedError(f"the fit of '{self.name}' was given up, as another failed or was stopped")
+                rows = torch.randperm(len(images), generator=self.random)[:batch]
                 optimizer.zero_grad()
-                lesson(images[rows], labels[rows]).backward()
+                lesson(images[rows], self.wanted[rows], self.random).backward()
                 optimizer.step()
                 schedule.step()
                 meter()

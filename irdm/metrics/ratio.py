@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -45,6 +45,7 @@ from irdm.metrics.base import MIN_ROWS, EvaluationConfig, Law, Pool
 from irdm.metrics.intervals import chance, jackknife, log_interval, over_encoders, standard_error, tightened, together
 from irdm.metrics.score import Estimate, Score
 from irdm.ops.rows import Rows
+from irdm.ops.threads import InTurn, SideBySide
 
 PARTS = 20  # folds of a judged draw: with fewer the t of a comparison has long tails
 MOST_DRAWS = 8  # disjoint real draws behind a denominator: more would take longer than they are worth
@@ -84,7 +85,9 @@ def ratio(
     most: int,
     law: Law,
 ) -> Score:
-    """The ratio by encoder and its means, lower is better; memory is that of a draw, an encoder at a time.
+    """The ratio by encoder and its means, lower is better.
+
+    Memory is that of a draw, an encoder at a time; on a CPU each thread has an encoder.
 
     Args:
         label: SW_r and the like; the number of encoders is appended.
@@ -110,12 +113,63 @@ def ratio(
     judged = generated.draws(n, len(generated) // n, "generated", seed)
     deals = max(2, math.ceil(config.resamples / times))
     dealt = [fresh.draws(n, times, "real", seed, deal) for deal in range(deals)]
-    found = _Found()
-    for name in names:
-        found.add(name, target(name), generated.table.features[name], judged, fresh.table.features[name], dealt)
+    found, judged_rows, fresh_rows = _Found(), generated.table.features, fresh.table.features
+
+    def measure(name: str) -> _Measured:
+        return _measured(name, target(name), judged_rows[name], judged, fresh_rows[name], dealt)
+
+    order = SideBySide() if judged_rows[names[0]][0:1].is_cpu else InTurn()
+    for name, measured in zip(names, order.map(measure, names), strict=True):
+        found.add(name, measured)
     notes = {"rows": n, "draws": len(judged), "real_draws": times, "resamples": deals * times, "law": law}
     return over_encoders(
         f"{label}{len(names)}", "lower", says, names, held_out, found.estimate, found.details, notes=notes
+    )
+
+
+class _Measured(NamedTuple):
+    """One encoder's distances: of judged draws over real ones, the control's, and how far each moves."""
+
+    value: float
+    control: float
+    denominator: float
+    moves: Float64[Tensor, "g s"]
+    replicates: Float64[Tensor, " k"]
+    linear: float
+    """2 n/m, of n rows of a draw against m of the target."""
+    power: int
+    draws: int
+
+
+def _measured(
+    name: str,
+    target: Target,
+    rows: Rows,
+    judged: Int64[Tensor, "t n"],
+    real: Rows,
+    dealt: Sequence[Int64[Tensor, "s n"]],
+) -> _Measured:
+    (draws, n), times = judged.shape, len(dealt[0])
+    fresh = [target.distance(real[draw]) for draw in dealt[0]]
+    halves = [sum(half) / len(half) for half in (fresh[: times // 2], fresh[times // 2 :])]
+    denominator = sum(fresh) / times
+    if not min(halves) > 0:
+        raise ValueError(
+            f"Encoder '{name}': fresh real rows lie at distance {min(halves)}, expected above 0. Do val and train "
+            "hold the same images?"
+        )
+    value = sum(target.distance(rows[draw]) for draw in judged) / draws / denominator
+    moved = target.distances(real, [draw for deal in dealt for draw in deal]).log().reshape(len(dealt), times)
+    replicates = torch.stack([_without_folds(target, rows[draw]) for draw in judged]).mean(0)
+    return _Measured(
+        value=value,
+        control=halves[1] / halves[0],
+        denominator=denominator,
+        moves=moved - moved.mean(1, keepdim=True),
+        replicates=replicates,
+        linear=2 * n / target.count,
+        power=target.power,
+        draws=draws,
     )
 
 
@@ -131,33 +185,15 @@ class _Found:
         self.draws = 0
         self.power = 1
 
-    def add(
-        self,
-        name: str,
-        target: Target,
-        rows: Rows,
-        judged: Int64[Tensor, "t n"],
-        real: Rows,
-        dealt: Sequence[Int64[Tensor, "s n"]],
-    ) -> None:
-        """Measure one encoder."""
-        (self.draws, n), times, self.power = judged.shape, len(dealt[0]), target.power
-        fresh = [target.distance(real[draw]) for draw in dealt[0]]
-        halves = [sum(half) / len(half) for half in (fresh[: times // 2], fresh[times // 2 :])]
-        denominator = sum(fresh) / times
-        if not min(halves) > 0:
-            raise ValueError(
-                f"Encoder '{name}': fresh real rows lie at distance {min(halves)}, expected above 0. Do val and train "
-                "hold the same images?"
-            )
-        value = sum(target.distance(rows[draw]) for draw in judged) / self.draws / denominator
-        moved = target.distances(real, [draw for deal in dealt for draw in deal]).log().reshape(len(dealt), times)
-        self.values[name], self.controls[name] = value, halves[1] / halves[0]
-        self.moves[name] = moved - moved.mean(1, keepdim=True)
-        replicates = torch.stack([_without_folds(target, rows[draw]) for draw in judged]).mean(0)
-        quadratic = self._variance([name]) / self.draws / (1 + 2 * n / target.count)  # relative
-        self.replicates[name] = value * tightened(replicates, quadratic / (value or 1.0) ** (2 * target.power))
-        self.details[name] = {"real_distance": denominator, "real_spread": math.sqrt(self._variance([name]))}
+    def add(self, name: str, one: _Measured) -> None:
+        """Take what was measured of one encoder."""
+        self.draws, self.power = one.draws, one.power
+        self.values[name], self.controls[name], self.moves[name] = one.value, one.control, one.moves
+        variance = self._variance([name])
+        quadratic = variance / one.draws / (1 + one.linear)  # relative
+        share = quadratic / (one.value or 1.0) ** (2 * one.power)
+        self.replicates[name] = one.value * tightened(one.replicates, share)
+        self.details[name] = {"real_distance": one.denominator, "real_spread": math.sqrt(variance)}
 
     def estimate(self, names: Sequence[str]) -> Estimate:
         """The mean over some encoders."""

@@ -1,4 +1,4 @@
-"""How parts of a micro-batch, or distances of a step, are computed: in turn, or side by side in the threads of a CPU.
+"""How parts of a micro-batch, or what several encoders need, is computed: in turn, or side by side in threads of a CPU.
 
 Parts that one thread each computes from end to end take less time together than products that all threads share, where
 networks have many small ones; docs/log.md has what was measured. Torch's operators let go of the interpreter.
@@ -6,9 +6,10 @@ networks have many small ones; docs/log.md has what was measured. Torch's operat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from threading import Event
 from typing import TypeVar
 
 import torch
@@ -20,6 +21,17 @@ from irdm.ops.sampling import RandomState
 PART = 32  # rows that keep a thread busy
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+@contextmanager
+def ending() -> Iterator[Event]:
+    """An event that is set when the block fails or is interrupted: threads that look at it stop too."""
+    ended = Event()
+    try:
+        yield ended
+    except BaseException:
+        ended.set()
+        raise
 
 
 class InTurn:

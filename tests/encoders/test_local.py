@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import textwrap
@@ -168,6 +169,40 @@ def test_a_well_formed_file_of_something_else_is_noticed(digits, tmp_path, what)
         assert torch.equal(value, again.state_dict()[name])
     SMALL.fit(digits, cache_dir=tmp_path, progress=lines.append)
     assert lines[-1].startswith("read 3 encoders")
+
+
+def test_how_many_threads_fit_does_not_matter(digits):
+    """Encoders are fitted side by side, each by one thread with random numbers of its own."""
+    config = LocalBatteryConfig(steps=5, width=4, held_in=("content", "mixture", "pca"), held_out=("damage", "layout"))
+    threads, states = torch.get_num_threads(), []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            torch.manual_seed(count)
+            before = torch.get_rng_state()
+            states.append(config.fit(digits).state_dict())
+            assert torch.equal(torch.get_rng_state(), before), "the global seed is left alone"
+    finally:
+        torch.set_num_threads(threads)
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name
+
+
+def test_an_interrupted_fit_ends_at_once():
+    """Ctrl-C reaches the threads that fit: they do not go on to their ends."""
+    script = """
+        from irdm.data import DigitsConfig
+        from irdm.encoders import LocalBatteryConfig
+        config = LocalBatteryConfig(steps=10**6, width=4, held_in=("content", "layout"), held_out=("damage",))
+        config.fit(DigitsConfig().build(), progress=lambda text: print(text, flush=True))
+    """
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=-1, stderr=-1, text=True) as process:
+        try:
+            assert process.stdout.readline().startswith("fitting the encoder")
+            process.send_signal(signal.SIGINT)
+            assert "KeyboardInterrupt" in process.communicate(timeout=30)[1]
+        finally:
+            process.kill()
 
 
 def test_two_processes_that_fit_at_once_do_not_disturb_each_other(digits, tmp_path):
