@@ -290,7 +290,6 @@ def world() -> RunConfig:
         ),
         joint=CAPTIONS,
         rollout=256,
-        micro_batch=128,
         steps=800,
         lr=0.015,
         warmup=10,
