@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
+from irdm.ops.convolution import conv2d
+
 Images = Float[Tensor, "n c h w"]
 Rows = Float[Tensor, "n d"]
 
@@ -86,12 +88,13 @@ class Bands(nn.Module):
         self.register_buffer("differences", haar[:, None].repeat(channels, 1, 1, 1))
 
     def forward(self, images: Images) -> Rows:
-        x = F.conv2d(images, self.colors)
+        x = conv2d(images, self.colors)
         found = [F.adaptive_avg_pool2d(x, CELLS)]
         for _ in range(self.scales):
             if min(x.shape[2:]) < 4:
                 break
-            energy = F.conv2d(x, self.differences, groups=x.shape[1]).square()
+            planes = x.flatten(0, 1)[:, None]
+            energy = conv2d(planes, self.differences[:3]).square().unflatten(0, x.shape[:2]).flatten(1, 2)
             found.append((EPS + F.adaptive_avg_pool2d(energy, CELLS)).log())
             x = F.avg_pool2d(x, 2)
         return torch.cat(found, 1).flatten(1)
@@ -123,7 +126,7 @@ class Patches(nn.Module):
 
     def responses(self, images: Images) -> Float[Tensor, "n k s t"]:
         """How strongly each place answers to each filter."""
-        return F.conv2d(images, self.filters).abs()
+        return conv2d(images, self.filters).abs()
 
     def forward(self, images: Images) -> Rows:
         return F.adaptive_avg_pool2d(self.responses(images), CELLS).flatten(1).log1p()
@@ -178,7 +181,7 @@ class Gram(Patches):
         self.register_buffer("pairs", torch.triu_indices(count, count, 1))
 
     def forward(self, images: Images) -> Rows:
-        x = F.conv2d(images, self.filters).flatten(2)
+        x = conv2d(images, self.filters).flatten(2)
         energy = x.square().mean(2) + EPS
         unit = x * energy.rsqrt()[:, :, None]
         products = unit @ unit.mT / x.shape[2]

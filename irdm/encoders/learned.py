@@ -19,6 +19,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from irdm.encoders.fixed import Images, Rows, shrink, smooth
+from irdm.ops.convolution import Conv2d
 
 Labels = Int64[Tensor, " n"]
 Shape = tuple[int, int, int]
@@ -83,7 +84,7 @@ def _trunk(shape: Shape, widths: tuple[int, int], cells: int, hidden: int, outpu
     layers: list[nn.Module] = []
     channels, side, wide = shape[0], min(CROP, max(shape[1:])), widths[0]
     while side > cells:
-        layers += [nn.Conv2d(channels, wide, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2, ceil_mode=True)]
+        layers += [Conv2d(channels, wide, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2, ceil_mode=True)]
         channels, side, wide = wide, (side + 1) // 2, min(2 * wide, widths[1])
     layers += [nn.AdaptiveAvgPool2d(cells), nn.Flatten(), nn.Linear(cells**2 * channels, hidden), nn.GELU()]
     trunk = nn.Sequential(*layers, nn.Linear(hidden, outputs))
