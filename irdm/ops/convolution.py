@@ -55,7 +55,7 @@ class _Frozen(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx, gradient):  # pyright: ignore[reportIncompatibleMethodOverride]
         (filters,) = ctx.saved_tensors
         patches = filters.flatten(1).T @ gradient.flatten(2)  # of each place, what its patch of pixels is due
         return F.fold(patches, ctx.size, filters.shape[2:], padding=ctx.padding), None, None, None
