@@ -93,7 +93,7 @@ class Bands(nn.Module):
         for _ in range(self.scales):
             if min(x.shape[2:]) < 4:
                 break
-            planes = x.flatten(0, 1)[:, None]
+            planes = x.flatten(0, 1)[:, None]  # each colour by itself, by the same three filters
             energy = conv2d(planes, self.differences[:3]).square().unflatten(0, x.shape[:2]).flatten(1, 2)
             found.append((EPS + F.adaptive_avg_pool2d(energy, CELLS)).log())
             x = F.avg_pool2d(x, 2)

@@ -1,4 +1,4 @@
-"""Convolution of images with frozen filters, whose gradient a CPU finds in half the time.
+"""Convolution of images with frozen filters, whose gradient a CPU finds in about half the time.
 
 Letters: n images, c channels, h height, w width, k filters, s their side, t and u sides of the maps.
 """
@@ -34,7 +34,7 @@ def conv2d(
 
 
 class Conv2d(nn.Conv2d):
-    """A first layer: `torch.nn.Conv2d` of stride 1 by `conv2d`."""
+    """`torch.nn.Conv2d` of stride 1 by `conv2d`."""
 
     def __init__(self, inputs: int, outputs: int, side: int, padding: int = 0):
         super().__init__(inputs, outputs, side, padding=padding)
