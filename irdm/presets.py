@@ -195,7 +195,7 @@ def small_images(preset: str, data: AnyData) -> RunConfig:
         distance=NystromMMDConfig(
             bandwidths=(0.25, 0.5, 1.0, 2.0),
             condition_bandwidth=0.3,
-            landmarks=2048,  # 4096 are no better here, and are slower to fit and in each step
+            landmarks=2048,  # 4096 are as good on average, and slower to fit and in each step
             kmeans_rows=20_000,  # of 60,000 in half the time
         ),
         controller=ControllerConfig(kind="uniform"),
