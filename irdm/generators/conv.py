@@ -37,7 +37,7 @@ class ConvConfig(Config):
     """Sides are halved while the shorter is above this: 28 pixels start at 7, 32 and 64 at 8."""
     width: int = Field(default=16, ge=1, le=2**14)
     """Channels at full resolution, doubled at each halving of the sides up to `most`."""
-    most: int = Field(default=32, ge=1, le=2**14)
+    most: int = Field(default=64, ge=1, le=2**14)
     """Channels at most, at whatever resolution."""
     depth: int = Field(default=2, ge=1, le=2**8)
     """Convolutions at each resolution but the coarsest."""

@@ -15,6 +15,8 @@ from torch import Tensor
 from irdm.ops.radial import RadialKernel
 from irdm.ops.rows import Total, alone, squared_distances
 
+CACHED = 512  # rows at once, whose kernels with some thousand landmarks stay near the processor
+
 
 def kernel_means(
     points: Float[Tensor, "m d"], blocks: Iterable[Tensor], kernel: RadialKernel, total: Total = alone
@@ -25,7 +27,7 @@ def kernel_means(
     """
     points = points.double()
     sums, count = points.new_zeros(len(kernel.gammas), len(points)), points.new_zeros(())
-    for rows in blocks:
+    for rows in (part for block in blocks for part in block.split(CACHED)):
         for b, values in kernel.matrices(squared_distances(points, rows.double())):
             sums[b] += values.sum(dim=1)
         count += len(rows)

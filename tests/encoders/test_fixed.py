@@ -87,6 +87,14 @@ def test_a_checkerboard_is_one_diagonal_band():
     assert torch.allclose(rows[1:, 0, 0], expected, atol=1e-4)
 
 
+def test_bands_of_colours_are_those_of_a_convolution_in_groups():
+    """Each colour by itself, by the same filters: the grouped convolution, to the bit, that a list of planes replaced."""
+    view, images = Bands(3, scales=1), noise(5, 3, 12, 10)
+    energy = F.conv2d(F.conv2d(images, view.colors), view.differences, groups=3).square()
+    expected = (EPS + F.adaptive_avg_pool2d(energy, 2)).log().flatten(1)
+    assert torch.equal(view(images)[:, -expected.shape[1] :], expected)
+
+
 def test_patches_do_not_see_brightness(patches):
     images = noise(4, 3, 20, 18) / 2
     assert torch.allclose(patches(images), patches(images + 0.3), atol=1e-3)
