@@ -194,7 +194,7 @@ def small_images(preset: str, data: AnyData) -> RunConfig:
         generator=ConvConfig(),
         distance=NystromMMDConfig(
             bandwidths=(0.25, 0.5, 1.0, 2.0),
-            condition_bandwidth=0.3,
+            condition_bandwidth=0.6,
             landmarks=2048,  # 4096 are as good on average, and slower to fit and in each step
             kmeans_rows=20_000,  # of 60,000 in half the time
         ),
@@ -203,7 +203,7 @@ def small_images(preset: str, data: AnyData) -> RunConfig:
         rollout=512,
         steps=2000,
         lr=0.019,
-        warmup=10,
+        warmup=50,  # of 10, a class may be lost: all white, where a sigmoid has no gradient
         final_lr=0.01,
         ema_decay=0.99,
     )
