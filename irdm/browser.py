@@ -99,7 +99,8 @@ def read_program(path: Path) -> Program | None:
 
 @torch.no_grad()
 def program_of(generator: Generator, spec: Spec) -> Program:
-    """Record a generator, which is in evaluation mode. Raises Unwritable."""
+    """Record a generator, which is in evaluation mode, condensed. Raises Unwritable."""
+    generator = generator.condensed()
     if (numbers := sum(parameter.numel() for parameter in generator.parameters())) > MOST:
         raise Unwritable(f"the generator has {numbers:,} numbers, and a page holds {MOST:,} at most")
     device, frozen = next(generator.parameters()).device, [p for p in generator.parameters() if not p.requires_grad]

@@ -203,7 +203,7 @@ def small_images(preset: str, data: AnyData) -> RunConfig:
         rollout=512,
         steps=2000,
         lr=0.019,
-        warmup=50,  # of 10, a class may be lost: all white, where a sigmoid has no gradient
+        warmup=50,  # after 10 a class was lost once: all white, where a sigmoid has no gradient
         final_lr=0.01,
         ema_decay=0.99,
     )

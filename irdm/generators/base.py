@@ -61,6 +61,10 @@ class Generator(nn.Module):
         """
         return []
 
+    def condensed(self) -> Generator:
+        """One that draws the same pictures with fewer numbers, for a page; itself where there is no way."""
+        return self
+
     def written(self, conditions: Conditions) -> tuple[Callable[..., Tensor], dict[str, Tensor]]:
         """How a page draws it (`irdm.browser`): f(noise, **rows) -> images, and the rows of the conditions for f.
 

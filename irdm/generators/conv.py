@@ -5,6 +5,7 @@ Letters: n images; z noise numbers, s of them global; m numbers of a style; c ch
 
 from __future__ import annotations
 
+import copy
 import math
 from itertools import pairwise
 from typing import Literal
@@ -35,10 +36,12 @@ class ConvConfig(Config):
     """Its hidden layers."""
     coarsest: int = Field(default=8, ge=2, le=2**10)
     """Sides are halved while the shorter is above this: 28 pixels start at 7, 32 and 64 at 8."""
+    coarse: int = Field(default=64, ge=1, le=2**14)
+    """Channels of the coarsest of several maps, which is linear: more than are read off it only help it learn."""
     width: int = Field(default=16, ge=1, le=2**14)
     """Channels at full resolution, doubled at each halving of the sides up to `most`."""
-    most: int = Field(default=64, ge=1, le=2**14)
-    """Channels at most, at whatever resolution."""
+    most: int = Field(default=32, ge=1, le=2**14)
+    """Channels at most, at any resolution but the coarsest."""
     depth: int = Field(default=2, ge=1, le=2**8)
     """Convolutions at each resolution but the coarsest."""
 
@@ -69,6 +72,8 @@ class ConvGenerator(Generator):
         self.parts = [config.noise_dim, *map(math.prod, self.map_sizes)]
         self.noise_shape = (sum(self.parts),)
         widths = [min(config.most, config.width * 2**i) for i in reversed(range(len(self.sides)))]
+        if len(widths) > 1:
+            widths[0] = config.coarse
         self.embed_noise = nn.Linear(config.noise_dim, config.style)
         classes = class_count(spec, config.kind)
         self.embed_label = nn.Embedding(classes, config.style) if classes else None
@@ -101,6 +106,24 @@ class ConvGenerator(Generator):
             for block in blocks:  # type: ignore[attr-defined] # a list of them
                 x = block(x, style, next(maps).unflatten(1, (1, *size)))
         return torch.sigmoid(picture + self.to_detail(F.silu(x))).contiguous()
+
+    @torch.no_grad()
+    def condensed(self) -> ConvGenerator:
+        """With a coarsest map of no more channels than are read off it: it is linear, and so is what reads it."""
+        readers = [self.to_picture, *self.narrow[:1]]
+        read = torch.cat([reader.weight for reader in readers])[:, :, 0, 0]  # type: ignore[misc] # [channels read, wide]
+        count, wide = read.shape
+        if count >= wide or len(readers) == 1:
+            return self
+        found, cells = copy.deepcopy(self), math.prod(self.sides[0])
+        offsets = torch.cat([reader.bias for reader in readers])[:, None]  # type: ignore[misc]
+        found.to_map = nn.Linear(self.to_map.in_features, count * cells)
+        found.to_map.weight.copy_((read @ self.to_map.weight.view(wide, -1)).view(count * cells, -1))
+        found.to_map.bias.copy_((read @ self.to_map.bias.view(wide, cells) + offsets).flatten())
+        rows = torch.eye(count)[:, :, None, None].split([len(reader.weight) for reader in readers])
+        for reader, picked in zip([found.to_picture, *found.narrow[:1]], rows, strict=True):
+            reader.weight, reader.bias = nn.Parameter(picked), nn.Parameter(torch.zeros(len(picked)))
+        return found.to(read.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 class Block(nn.Module):

@@ -88,7 +88,7 @@ def test_a_checkerboard_is_one_diagonal_band():
 
 
 def test_bands_of_colours_are_those_of_a_convolution_in_groups():
-    """Each colour by itself, by the same filters: the grouped convolution, to the bit, that a list of planes replaced."""
+    """Each colour by itself, by the same filters; to the bit, so that no reference changes."""
     view, images = Bands(3, scales=1), noise(5, 3, 12, 10)
     energy = F.conv2d(F.conv2d(images, view.colors), view.differences, groups=3).square()
     expected = (EPS + F.adaptive_avg_pool2d(energy, 2)).log().flatten(1)

@@ -8,7 +8,7 @@ from irdm.conditions import NoSpec
 from irdm.generators import ConvConfig
 from irdm.generators.conv import sides
 
-SMALL = {"noise_dim": 6, "style": 24, "width": 4, "most": 8}
+SMALL = {"noise_dim": 6, "style": 24, "coarse": 8, "width": 4, "most": 8}
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 17, 40), (1, 8, 8)])
@@ -43,6 +43,18 @@ def test_sides_are_halved_down_to_the_coarsest():
     assert sides(8, 8, 8) == [(8, 8)]
 
 
+@pytest.mark.parametrize(("shape", "fewer"), [((1, 28, 28), True), ((3, 64, 64), True), ((1, 8, 8), False)])
+def test_condensed_it_draws_the_same_with_fewer_numbers(shape, fewer):
+    torch.manual_seed(0)
+    generator = ConvConfig().build(shape, classes(10)).eval()
+    small = generator.condensed()
+    numbers, left = (sum(p.numel() for p in each.parameters()) for each in (generator, small))
+    assert (left < numbers) == fewer == (small is not generator) and left < 1_500_000, "a page holds no more"
+    noise, labels = torch.randn(10, *generator.noise_shape), torch.arange(10)
+    with torch.no_grad():
+        assert torch.allclose(small(noise, labels), generator(noise, labels), atol=1e-5)
+
+
 def test_images_that_are_too_large_are_refused():
     ConvConfig(**SMALL).build((1, 128, 100), NoSpec())
     with pytest.raises(ValueError, match="at most 128 pixels a side, and these have 100 x 129.*--data.size 32"):
@@ -59,6 +71,7 @@ def test_every_field_is_used():
         {"style": 64},
         {"style_depth": 2},
         {"coarsest": 4},
+        {"coarse": 32},
         {"width": 8},
         {"most": 16},
         {"depth": 1},
