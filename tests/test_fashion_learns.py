@@ -18,7 +18,7 @@ from irdm.data.idx import DEBIAN
 from irdm.evaluation import read_result
 from irdm.run import load_run
 
-COUNT = 5000
+DRAWS = (7, 8)  # seeds, each of as many images as are held out: the share is known to 0.3%
 
 
 def classifier(images, labels, steps=1500):
@@ -56,7 +56,8 @@ def test_clothes_are_near_real(seed, tmp_path):
     scores, loaded = read_result(run).scores, load_run(run)
     train, val = loaded.dataset.train, loaded.dataset.val
     net = classifier(train.read(torch.arange(len(train))), train.conditions.strata)
-    share = right(net, loaded.drawn(val.conditions[torch.arange(COUNT)], seed=7)) / right(net, val)
+    named = [right(net, loaded.drawn(val.conditions[torch.arange(len(val))], seed=draw)) for draw in DRAWS]
+    share = sum(named) / len(named) / right(net, val)
     neighbours = scores["nearest_neighbour_ratio"].held_out.value
     ratio, unseen = scores["sw_ratio"], scores["sw_ratio_unseen"]
     print(f"{seed}: {ratio.held_in.value} held in, {ratio.held_out.value} out, {unseen.held_out.value} unseen; {share}")
