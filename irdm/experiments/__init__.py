@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from irdm.experiments import batch, battery, controller, distance, estimator, gaming, joint, peers, spiral, world
+from irdm.experiments import (
+    batch,
+    battery,
+    controller,
+    distance,
+    estimator,
+    gaming,
+    joint,
+    peers,
+    pretrained,
+    spiral,
+    world,
+)
 from irdm.experiments.base import Study
 from irdm.experiments.page import record
 from irdm.experiments.runner import run_study
@@ -12,10 +24,22 @@ EXPERIMENTS: dict[str, Study] = {
     for study in (
         *(
             module.STUDY
-            for module in (spiral, batch, battery, distance, gaming, controller, estimator, joint, peers, world)
+            for module in (
+                spiral,
+                batch,
+                battery,
+                pretrained,
+                distance,
+                gaming,
+                controller,
+                estimator,
+                joint,
+                peers,
+                world,
+            )
         ),
         world.CHANGES,
-        *(module.ON_FASHION for module in (batch, battery, distance, gaming, controller, peers)),
+        *(module.ON_FASHION for module in (batch, battery, pretrained, distance, gaming, controller, peers)),
     )
 }
 
