@@ -9,6 +9,7 @@ from irdm.experiments import (
     distance,
     estimator,
     gaming,
+    generators,
     joint,
     peers,
     pretrained,
@@ -19,27 +20,18 @@ from irdm.experiments.base import Study
 from irdm.experiments.page import record
 from irdm.experiments.runner import run_study
 
+BOTH = (batch, battery, pretrained, distance, gaming, controller, peers)  # on digits and on clothes
 EXPERIMENTS: dict[str, Study] = {
     study.name: study
     for study in (
-        *(
-            module.STUDY
-            for module in (
-                spiral,
-                batch,
-                battery,
-                pretrained,
-                distance,
-                gaming,
-                controller,
-                estimator,
-                joint,
-                peers,
-                world,
-            )
-        ),
+        spiral.STUDY,
+        *(module.STUDY for module in BOTH),
+        estimator.STUDY,
+        joint.STUDY,
+        world.STUDY,
         world.CHANGES,
-        *(module.ON_FASHION for module in (batch, battery, pretrained, distance, gaming, controller, peers)),
+        generators.STUDY,
+        *(module.ON_FASHION for module in BOTH),
     )
 }
 

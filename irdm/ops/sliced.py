@@ -5,6 +5,8 @@ Dimension letters: n, m rows of the two samples; d features; p directions.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -30,10 +32,36 @@ def unit_directions(dim: int, count: int, seed: int, dtype: torch.dtype = torch.
 
 
 def sorted_rows(rows: Float[Tensor, "p n"]) -> Float[Tensor, "p n"]:
-    """Each row sorted upwards; without a gradient NumPy does it on a CPU, in a quarter of the time."""
-    if rows.device.type == "cpu" and not rows.requires_grad and rows.dtype != torch.bfloat16:  # which NumPy has not
+    """Each row sorted upwards, differentiable; on a CPU NumPy does it, whose sort is vectorised."""
+    if rows.device.type != "cpu" or rows.dtype == torch.bfloat16:  # which NumPy has not
+        return rows.sort(dim=1).values
+    if not rows.requires_grad:
         return torch.from_numpy(np.sort(rows.numpy(), axis=1))
-    return rows.sort(dim=1).values
+    return _Sorted.apply(rows) if rows.dtype == torch.float32 else rows.sort(dim=1).values  # type: ignore[return-value]
+
+
+class _Sorted(torch.autograd.Function):
+    """Rows of float32, sorted as integers of 64 bits: the number above its place in the row."""
+
+    BLOCK = 2**17  # numbers sorted at a time, which fit a cache
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        order = torch.empty(rows.shape, dtype=torch.int64)
+        size = max(1, _Sorted.BLOCK // rows.shape[1])
+        for block, places in zip(rows.split(size), order.split(size), strict=True):
+            bits = np.ascontiguousarray(block.numpy()).view(np.uint32)
+            flips = np.where(bits >> 31, np.uint32(0xFFFFFFFF), np.uint32(0x80000000))  # so that they ascend as numbers
+            keys = (bits ^ flips).astype(np.uint64) << np.uint64(32) | np.arange(bits.shape[1], dtype=np.uint64)
+            keys.sort(axis=1)
+            places.numpy()[:] = keys & np.uint64(0xFFFFFFFF)
+        ctx.save_for_backward(order)
+        return rows.gather(1, order)
+
+    @staticmethod
+    def backward(ctx, gradient):  # pyright: ignore[reportIncompatibleMethodOverride]
+        (order,) = ctx.saved_tensors
+        return torch.empty_like(gradient).scatter(1, order, gradient)
 
 
 def wasserstein2_squared_sorted(a_sorted: Float[Tensor, "n p"], b_sorted: Float[Tensor, "m p"]) -> Float[Tensor, " p"]:
@@ -108,6 +136,5 @@ def projected_squares(
             f"Got samples {tuple(x.shape)} and {tuple(y.shape)} with directions {tuple(directions.shape)}; expected "
             "[n, d], [m, d] and [d, p] with n, m >= 1. Embed both samples with the same encoder."
         )
-    directions = directions.to(x)
-    projected_x, projected_y = x @ directions, y.to(x) @ directions
-    return wasserstein2_squared_sorted(sorted_rows(projected_x.T).T, sorted_rows(projected_y.T).T)
+    along = directions.to(x).T
+    return wasserstein2_squared_sorted(sorted_rows(along @ x.T).T, sorted_rows(along @ y.to(x).T).T)

@@ -20,8 +20,8 @@ from irdm.experiments.peers import FlowCell
 
 ROOT = Path(__file__).parents[2]
 NOT_RECORDED = {
-    "battery",
-    *(f"{name}-fashion" for name in ("batch", "battery", "distance", "gaming", "controller", "peers")),
+    *("battery", "pretrained", "generators"),
+    *(f"{name}-fashion" for name in ("batch", "battery", "pretrained", "distance", "gaming", "controller", "peers")),
 }
 """Studies that were never run in full."""
 
@@ -194,6 +194,22 @@ def test_a_study_of_clothes_is_that_of_digits_with_other_images_and_more_time():
             assert (taken(there[cell]), taken(here[cell])) == (("idx", "conv"), ("digits", "mlp"))
             assert there[cell].core_seconds == 5 * here[cell].core_seconds > 0
         assert "Fashion-MNIST" in EXPERIMENTS[name].title and "digits" not in EXPERIMENTS[name].title
+
+
+def test_pretrained_and_local_batteries_have_the_same_judges():
+    for name in ("pretrained", "pretrained-fashion"):
+        cells = EXPERIMENTS[name].cells(1.0).values()
+        local, alone, both = (set(cell.config.battery.held_in) for cell in cells)
+        assert alone == {"lite0"} and both == local | alone and not local & alone
+        assert {cell.config.battery.held_out for cell in cells} == {("damage", "correlation", "layout", "squeezenet")}
+        assert {cell.config.controller.kind for cell in cells} == {"uniform"}
+
+
+def test_networks_differ_in_nothing_but_their_kind_and_learning_rate():
+    cells = list(EXPERIMENTS["generators"].cells(1.0).values())
+    assert [cell.config.generator.kind for cell in cells] == ["conv", *["mlp"] * 3, *["pmf"] * 3]
+    rest = [cell.config.model_copy(update={"generator": cells[0].config.generator, "lr": 1.0}) for cell in cells]
+    assert all(config == rest[0] for config in rest)
 
 
 def test_batteries_of_every_size_are_judged_by_the_same_encoders():

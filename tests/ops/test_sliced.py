@@ -62,3 +62,24 @@ def test_rows_are_sorted_whatever_their_type_and_gradient(dtype, learns):
     rows = torch.randn(5, 40).to(dtype).requires_grad_(learns)
     found = sorted_rows(rows)
     assert torch.equal(found, rows.sort(dim=1).values) and found.requires_grad == learns
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (40, 7), (5, 60_000)])
+def test_a_sort_of_numbers_of_every_size_has_the_gradient_of_torchs(shape):
+    rows = torch.randn(shape) * torch.logspace(-44, 36, shape[1])[torch.randperm(shape[1])]
+    rows[0, 0], rows[1, 0], rows[2, 0] = torch.inf, -torch.inf, 0.0
+    rows[:, -1] = -0.0
+    rows.requires_grad_()
+    weights = torch.randn(shape)
+    ours, theirs = sorted_rows(rows), rows.sort(dim=1, stable=True).values
+    assert torch.equal(ours, theirs)
+    found, expected = (torch.autograd.grad(sorted_, rows, weights)[0] for sorted_ in (ours, theirs))
+    once = rows != 0  # the order of 0 and -0, and of what rounds to them, is free
+    assert torch.equal(found[once], expected[once])
+    torch.testing.assert_close(found.sum(1), weights.sum(1))
+
+
+def test_a_row_that_is_not_a_number_is_not_lost():
+    rows = torch.randn(2, 30)
+    rows[1, 4], rows[0, 3] = torch.nan, -torch.nan
+    assert sorted_rows(rows.requires_grad_()).isnan().sum(1).tolist() == [1, 1]
