@@ -21,6 +21,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -89,12 +90,11 @@ def peak_bytes(device: str) -> int:
 def matrix_rate(products: str, device: str, small: bool) -> float:
     """Operations a second of a large matrix product with factors of a type; the best of five."""
     size = 256 if small else 8192 if device == "cuda" else 2048
-    a = torch.ones(size, size, device=device, dtype=torch.bfloat16 if products == "bfloat16" else torch.float32)
+    dtype = torch.float32 if products == "TF32" else getattr(torch, products)
+    a = torch.ones(size, size, device=device, dtype=dtype)
     out = torch.empty_like(a)
-    if products == "TF32":
-        with tf32():
-            return 2 * size**3 / min(seconds(lambda: torch.mm(a, a, out=out), device) for _ in range(5))
-    return 2 * size**3 / min(seconds(lambda: torch.mm(a, a, out=out), device) for _ in range(5))
+    with tf32() if products == "TF32" else nullcontext():
+        return 2 * size**3 / min(seconds(lambda: torch.mm(a, a, out=out), device) for _ in range(5))
 
 
 def card(device: str) -> str:
