@@ -24,10 +24,11 @@ from irdm.encoders.base import Encoder
 from irdm.encoders.families import PanelNetwork, TimmFeatures
 from irdm.encoders.panel import PanelBatteryConfig, entries
 from irdm.estimate import PANEL_COSTS, count, distance_flops, generator_cost
+from irdm.experiments.base import perceptron
 from irdm.generators.klein_folder import published_sizes
 from irdm.gradcache import GradientCache
 from irdm.objective import Objective
-from irdm.presets import PRESETS, RunConfig, digits
+from irdm.presets import PRESETS, RunConfig
 from irdm.rollouts import Rollouts
 
 TIMM = ("timm", "dinov2")
@@ -36,10 +37,10 @@ TIMM = ("timm", "dinov2")
 def gradcache(device: str, small: bool) -> Iterator[Case]:
     """What the gradient cache saves when graphs fit the memory, and when encoders have weight 0.
 
-    The digits generator and battery; the loss's gradient is free, so that forward and backward passes are timed.
+    Perceptron and battery of the studies; the loss's gradient is free, so that forward and backward passes are timed.
     """
     n, micro_batch = (64, 16) if small else (1024, 256)
-    config = digits()
+    config = perceptron()
     config = config.model_copy(update={"battery": config.battery.model_copy(update={"steps": 1})})
     dataset = config.data.build()
     battery = build_battery(config, dataset, None, device, print)

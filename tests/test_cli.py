@@ -97,7 +97,7 @@ def test_the_help_lists_every_field_with_its_value(name: str, capsys: pytest.Cap
         ("train digits folder", "'folder' is one word too many"),
         ("train digits --out", "--out takes one value, got none"),
         ("train folder", "say where the images are"),
-        ("train digits --micro-batch 5000", "micro_batch is 5000 but the rollout has only 1024"),
+        ("train digits --micro-batch 5000", "micro_batch is 5000 but the rollout has only 512"),
         ("train digits --seed -1", "--seed is '-1': should be at least 0"),
         (f"train digits --seed {2**64}", "should be less than"),
         ("train digits --lr 1e308", "--lr is '1e308'"),

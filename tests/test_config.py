@@ -117,7 +117,7 @@ def test_limit_cuts_a_run_down_and_keeps_its_recipe():
     assert (config.rollout, config.micro_batch, config.steps, config.preset) == (120, 32, 2, "imagenet-limit-120")
     assert config.data.limit == 120 and config.evaluation.rows == 120
     assert (config.generator, config.distance, config.battery) == (start.generator, start.distance, start.battery)
-    assert limited(PRESETS["digits"](), 1797).rollout == 1024
+    assert limited(PRESETS["digits"](), 1797).rollout == PRESETS["digits"]().rollout
     with pytest.raises(ValueError, match="120 images"):
         limited(start, 119)
 

@@ -132,7 +132,7 @@ def test_the_measured_rate_is_a_rate():
 def test_the_time_of_a_run_follows_from_how_often_it_does_what_was_timed(monkeypatch):
     timed = irdm.estimate._Timed
     monkeypatch.setattr(timed, "_rate", lambda self, work: 1e-3)  # to embed, to draw and embed, and to learn an image
-    monkeypatch.setattr(timed, "_compare", lambda self, order: 0.06)  # all six encoders that are held in
+    monkeypatch.setattr(timed, "_compare", lambda self, order: 0.06)  # all eight encoders that are held in
     monkeypatch.setattr(timed, "_sort", lambda self: 0.0)
     monkeypatch.setattr(timed, "_pair", lambda self: 0.0)
     dataset = DigitsConfig().build()
@@ -141,13 +141,13 @@ def test_the_time_of_a_run_follows_from_how_often_it_does_what_was_timed(monkeyp
         return expected(PRESETS["digits"]().model_copy(update=fields), dataset, ranks=ranks)
 
     one = of()
-    assert one.step == pytest.approx(1024 * 1e-3 + 0.06)
-    assert one.train == pytest.approx(400 * one.step + 4 * 599e-3), "a check looks at as many images as there are"
+    assert one.step == pytest.approx(512 * 1e-3 + 0.06)
+    assert one.train == pytest.approx(800 * one.step + 4 * 599e-3), "a check looks at as many images as there are"
     assert one.encoders == pytest.approx(1e-3 * (1198 + 1.3 * 3 * 128 * 200))
     assert one.total == one.encoders + one.reference + one.train + one.evaluate
-    assert of(steps=800).train == pytest.approx(400 * one.step + one.train + 4 * 599e-3)
-    assert of(ranks=2).step == pytest.approx(512 * 1e-3 + 0.06 / 2)
-    assert of(evaluation=None).evaluate == 0 and of(evaluation=None).train == pytest.approx(400 * one.step)
+    assert of(steps=1600).train == pytest.approx(800 * one.step + one.train + 4 * 599e-3)
+    assert of(ranks=2).step == pytest.approx(256 * 1e-3 + 0.06 / 2)
+    assert of(evaluation=None).evaluate == 0 and of(evaluation=None).train == pytest.approx(800 * one.step)
     assert "hours" in str(of(steps=40_000)) and "--steps" in str(of(steps=40_000)) and "--steps" not in str(one)
 
 

@@ -104,7 +104,7 @@ def saved_run(path, network, config, spec=None):
 
 def test_a_network_is_built_for_real_and_then_given_its_trained_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(MLPConfig, "build", lambda self, shape, spec: WithTable(shape[1]))
-    config = PRESETS["digits"]()
+    config = PRESETS["digits-smoke"]()
     with torch.random.fork_rng():
         torch.manual_seed(0)
         started = load_or_build(config)
@@ -125,7 +125,7 @@ def load_or_build(config):
 
 
 def test_weights_of_another_network_are_refused_with_their_names(tmp_path):
-    config = PRESETS["digits"]()
+    config = PRESETS["digits-smoke"]()
     saved_run(tmp_path / "run", MLPConfig(width=8).build((1, 4, 4), classes(3)), config, classes(3))
     with pytest.raises(ValueError, match="another network") as refused:
         load_run(tmp_path / "run")

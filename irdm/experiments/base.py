@@ -16,10 +16,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from irdm.data import DigitsConfig
+from irdm.distances import NystromMMDConfig
 from irdm.evaluation import EvaluationConfig, Result
 from irdm.log import read_log
 from irdm.metrics.score import Score
-from irdm.presets import RunConfig, digits, fashion
+from irdm.presets import RunConfig, fashion
 from irdm.run import CONFIG, read_config
 from irdm.train import train
 
@@ -166,27 +168,44 @@ def scores(found: Mapping[str, Score]) -> Numbers:
 
 @dataclass(frozen=True)
 class Setting:
-    """The images of a study and the time for them: runs that differ from a preset, `longer` times those on digits.
+    """The images of a study and the time for them: runs that differ from a recipe, `longer` times those on digits.
 
     The evaluation is lighter, since spread comes from the seeds of a study.
     """
 
     name: str
-    preset: Callable[[], RunConfig]
+    recipe: Callable[[], RunConfig]
     longer: float
     evaluation: EvaluationConfig
 
     def run(self, **changes: object) -> RunConfig:
-        """The preset, and `changes` to it."""
+        """The recipe, and `changes` to it."""
         light = {"preset": "study", "evaluation": self.evaluation}
-        return RunConfig.model_validate(self.preset().model_copy(update=light | changes).model_dump())
+        return RunConfig.model_validate(self.recipe().model_copy(update=light | changes).model_dump())
 
     def seconds(self, on_digits: float) -> float:
         """Of training, where it is so many on digits."""
         return self.longer * on_digits
 
 
-DIGITS = Setting("digits", digits, 1.0, EvaluationConfig(resamples=2))
+def perceptron() -> RunConfig:
+    """Digits by a perceptron, six encoders that train and the gated controller, of which each arm changes one thing."""
+    return RunConfig(
+        preset="study",
+        data=DigitsConfig(),
+        distance=NystromMMDConfig(bandwidths=(0.25, 0.5, 1.0), condition_bandwidth=0.3),
+        rollout=1024,
+        steps=400,
+        lr=9e-3,
+        warmup=20,
+        final_lr=0.01,
+        ema_decay=0.99,
+        check_every=100,
+        checkpoint_every=100,
+    )
+
+
+DIGITS = Setting("digits", perceptron, 1.0, EvaluationConfig(resamples=2))
 FASHION = Setting(
     "Fashion-MNIST",
     fashion,

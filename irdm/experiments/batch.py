@@ -21,7 +21,7 @@ SHOWN = (("sw_held_in", "held in", BLUE), ("sw_held_out", "held out", ORANGE), (
 
 def cells(scale: float, setting: Setting = DIGITS) -> dict[str, TrainCell]:
     """Rollouts with the learning rate's own sqrt(N) rule, then landmarks."""
-    preset = setting.preset()
+    preset = setting.recipe()
 
     def cell(rollout: int, landmarks: int) -> TrainCell:
         distance = preset.distance.model_copy(update={"landmarks": landmarks})

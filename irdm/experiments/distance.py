@@ -63,7 +63,7 @@ def cells(scale: float, setting: Setting = DIGITS) -> dict[str, TrainCell]:
             ),
             core_seconds=setting.seconds(SECONDS) * scale,
         )
-        for name, distance in distances(setting.preset()).items()
+        for name, distance in distances(setting.recipe()).items()
     }
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from irdm.distances import ExactMMDConfig, NystromMMDConfig
 from irdm.experiments.base import DIGITS, SCORE_COLUMNS, Claim, Setting, Study, Table, TrainCell
 from irdm.experiments.draw import BLUE, GREEN, ORANGE, RED, curve, grid
-from irdm.presets import digits
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,7 +22,7 @@ REPULSIONS = ("biased", "unbiased")
 
 def cells(scale: float, setting: Setting = DIGITS) -> dict[str, TrainCell]:
     """Reference by repulsion by bandwidth."""
-    joint = digits().distance.condition_bandwidth
+    joint = setting.recipe().distance.condition_bandwidth
     return {
         row_name(reference, repulsion, multiple): TrainCell(
             setting.run(

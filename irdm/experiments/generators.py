@@ -29,7 +29,7 @@ SHARES = (1.0, 0.5, 0.25)  # of the preset's learning rate, which is that of the
 
 def cells(scale: float) -> dict[str, TrainCell]:
     """The preset's network at the preset's learning rate, the others at several."""
-    seconds, lr = FASHION.seconds(SECONDS) * scale, FASHION.preset().lr
+    seconds, lr = FASHION.seconds(SECONDS) * scale, FASHION.recipe().lr
     runs = {CONVOLUTIONS: TrainCell(FASHION.run(), measure, seconds)}
     for name, network in OTHERS.items():
         for share in SHARES:
@@ -91,7 +91,7 @@ STUDY = Study(
     cells=cells,
     figure=figure,
     claims=claims,
-    notes=f"{FASHION.seconds(SECONDS):.0f} core-seconds of training a run. The perceptron is that of `digits`; the "
-    "transformer, of patches of 4 x 4, is the pixel MeanFlow network. These two at three learning rates each, of which "
-    "the best by the held-out ratio stands for them.",
+    notes=f"{FASHION.seconds(SECONDS):.0f} core-seconds of training a run. The perceptron is that of the studies "
+    "of digits; the transformer, of patches of 4 x 4, is the pixel MeanFlow network. These two have three learning "
+    "rates each, of which the best by the held-out ratio stands for them.",
 )

@@ -104,7 +104,7 @@ def _read_settings(path: Path) -> tuple[FlowConfig, float]:
 
 def cells(scale: float, setting: Setting = DIGITS) -> dict[str, TrainCell | FlowCell]:
     """Ours, drifting at several batch sizes, and the two flow baselines."""
-    seconds, preset = setting.seconds(SECONDS) * scale, setting.preset()
+    seconds, preset = setting.seconds(SECONDS) * scale, setting.recipe()
     assert isinstance(preset.distance, NystromMMDConfig) and isinstance(preset.generator, MLPConfig | ConvConfig)
     joint, tuned = preset.distance.condition_bandwidth, TUNED[preset.generator.kind]
     drifting = {

@@ -23,7 +23,7 @@ LOCAL, ALONE, BOTH = "local", "lite", "lite+local"
 
 def cells(scale: float, setting: Setting = DIGITS) -> dict[str, TrainCell]:
     """Three batteries under the same judges, with uniform weights: a gate would stop the small one at its floor."""
-    battery = setting.preset().battery
+    battery = setting.recipe().battery
     assert isinstance(battery, LocalBatteryConfig)
     trained = {LOCAL: battery.held_in, ALONE: (PRETRAINED,), BOTH: (*battery.held_in, PRETRAINED)}
     return {

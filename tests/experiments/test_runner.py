@@ -181,7 +181,7 @@ def test_the_results_page_is_written_from_the_recorded_results(tmp_path):
 def test_a_study_of_clothes_is_that_of_digits_with_other_images_and_more_time():
     def taken(cell) -> tuple[str, str]:
         if isinstance(cell, FlowCell):
-            return cell.setting.preset().data.kind, cell.config.network.kind
+            return cell.setting.recipe().data.kind, cell.config.network.kind
         return cell.config.data.kind, cell.config.generator.kind
 
     clothes = [name for name in EXPERIMENTS if name.endswith("-fashion")]
