@@ -101,10 +101,11 @@ ENCODERS: dict[str, tuple[Maker, int | None]] = {  # a view, and the numbers it 
 }
 HELD_IN, HELD_OUT = ("pixels", "pca", "bands", "patches", "content", "tone"), ("damage", "correlation", "layout")
 MIXTURES, CAPTIONS = ("mixture", "mixture2", "mixture3"), ("caption", "caption2", "caption3")
-UNLABELLED = 32  # outputs of content and layout where there are no classes to tell apart
+CLASSES = 8  # that content and layout learn to name, at least: of fewer they would have hardly a number to say
+UNLABELLED = 32  # outputs of content and layout where there are not so many: there they learn to tell images apart
 ROWS_A_NUMBER = 8  # images that one whitened number takes at least
 NUMBERS = 2**27  # that the images which are fitted on have at most: half a GiB
-CODE_VERSION = 4  # Part of the cache key: raise it when a fitted encoder's numbers change.
+CODE_VERSION = 5  # Part of the cache key: raise it when a fitted encoder's numbers change.
 MIN_SIDE = 4  # pixels: smaller images have no neighbourhoods
 DAY = 86_400.0  # seconds after which nobody is still writing a file of the cache
 
@@ -252,7 +253,7 @@ class FittedBatteryConfig(Config):
                 assert tau is not None
                 lesson, wanted = Describe(view, tau), tau
             elif isinstance(view, Content | Layout):
-                lesson = Classify(view) if classes > 1 else Contrast(view)
+                lesson = Classify(view) if classes >= CLASSES else Contrast(view)
             random = torch.Generator()
             random.set_state(torch.get_rng_state())
         steps = self._steps(_told(view, classes, width)) if lesson else 0
@@ -347,7 +348,7 @@ class LiteLocalBatteryConfig(FittedBatteryConfig):
 def _sizes(name: str, classes: int, told: int, images: int) -> tuple[int, int]:
     """Outputs of a view that classifies or tells so many numbers of tau; numbers of the whitened encoder at most."""
     view, dim = ENCODERS[name]
-    outputs = told if view is Caption else classes if classes > 1 else UNLABELLED
+    outputs = told if view is Caption else classes if classes >= CLASSES else UNLABELLED
     dim = min(dim or 0, max(1, images // ROWS_A_NUMBER))
     return outputs, min(dim, outputs - 1) if view in (Content, Layout) else dim  # softmax does not see a common offset
 

@@ -276,8 +276,11 @@ def test_of_many_images_some_are_fitted_the_classes_in_proportion(digits):
     assert (Counted.seen.bincount() - expected).abs().max() <= 1 and (Counted.seen.diff() != 0).float().mean() > 0.5
 
 
-@pytest.mark.parametrize("conditions", [Unconditional(160), Classes(torch.zeros(160, dtype=torch.int64), ("a", "b"))])
-def test_images_of_fewer_than_two_classes_are_contrasted(conditions, tmp_path):
+FEW = [Classes(torch.arange(160) % count, tuple("abcdefg"[: max(2, count)])) for count in (1, 2, 7)]
+
+
+@pytest.mark.parametrize("conditions", [Unconditional(160), *FEW])
+def test_images_of_few_classes_are_contrasted(conditions, tmp_path):
     images = torch.rand(160, 1, 8, 8)
     dataset = Dataset("one", TensorSplit(images, conditions), TensorSplit(images, conditions))
     for _ in range(2):  # fitted, then read from the cache
