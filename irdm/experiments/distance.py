@@ -29,9 +29,9 @@ ENCODER = "pca"
 ORDER = ("Nyström", "RFF", "exact", "Fréchet", "SW", "drifting")  # of the paper's Table 4
 
 
-def distances(preset: RunConfig) -> dict[str, AnyDistance]:
-    """The six of `ORDER`, with the bandwidths of the preset's own, which is the first."""
-    own = preset.distance
+def distances(recipe: RunConfig) -> dict[str, AnyDistance]:
+    """The six of `ORDER`, with the bandwidths of the recipe's own, which is the first."""
+    own = recipe.distance
     assert isinstance(own, NystromMMDConfig)
     joint = own.condition_bandwidth
     others = (
