@@ -23,8 +23,8 @@ On digits an arm differs in one thing from the recipe that `irdm train digits` h
 encoders that train, the gated controller, 1024 images a step. On clothes it differs from `irdm train fashion`.
 
 **The local battery has changed since** most of these were recorded: `batch`, `distance`, `gaming`, `estimator` and
-`joint` have the encoders before those that see defects ([log](log.md#the-studies-again)); `battery`, `controller`,
-`peers`, `world` and `world-changes` have those of now. `spiral` needs none.
+`joint` have the encoders before those that see defects ([log](log.md#the-studies-again)); `battery`,
+`pretrained`, `controller`, `peers`, `world` and `world-changes` have those of now. `spiral` needs none.
 """
 
 

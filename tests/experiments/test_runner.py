@@ -20,7 +20,7 @@ from irdm.experiments.peers import FlowCell
 
 ROOT = Path(__file__).parents[2]
 NOT_RECORDED = {
-    *("pretrained", "generators"),
+    "generators",
     *(f"{name}-fashion" for name in ("batch", "battery", "pretrained", "distance", "gaming", "controller", "peers")),
 }
 """Studies that were never run in full."""
