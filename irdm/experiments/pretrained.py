@@ -49,7 +49,7 @@ def figure(table: Table, folder: Callable[[str, int], Path]) -> Figure:
     bars(axis, table, [LOCAL, ALONE, BOTH], [("sw_held_out", "all judges"), *((name, name) for name in JUDGES)])
     axis.set_ylabel("SW ratio (real = 1)")
     logarithmic(axis)
-    axis.legend(frameon=False, fontsize=8, ncols=3)
+    axis.legend(frameon=False, fontsize=8, loc="upper left")
     return fig
 
 
