@@ -189,7 +189,7 @@ class Setting:
 
 
 def perceptron() -> RunConfig:
-    """Digits by a perceptron, six encoders that train and the gated controller, of which each arm changes one thing."""
+    """Digits by a perceptron, six encoders that train and the gated controller, from which arms differ."""
     return RunConfig(
         preset="study",
         data=DigitsConfig(),

@@ -19,8 +19,8 @@ over its seeds. Ratios divide a distance to real images by the same distance of 
 change the network, the noise and the references; the data split and the local encoders stay. `irdm experiment NAME
 --record docs` writes this page from `docs/results/*.json`.
 
-On digits an arm differs in one thing from the recipe that `irdm train digits` had until 2026-11-30: a perceptron, six
-encoders that train, the gated controller, 1024 images a step. On clothes it differs from `irdm train fashion`.
+On digits arms differ from the recipe that `irdm train digits` had until 2026-11-30: a perceptron, six encoders that
+train, the gated controller, 1024 images a step. On clothes they differ from `irdm train fashion`.
 
 **The local battery has changed since** most of these were recorded: `batch`, `distance`, `gaming`, `estimator` and
 `joint` have the encoders before those that see defects ([log](log.md#the-studies-again)); `battery`,
