@@ -57,8 +57,7 @@ class Distance(Fitted, ABC, Generic[C]):
         if config is not None and (fields or not isinstance(config, self.Config)):
             raise ValueError(f"{type(self).__name__} takes either a {self.Config.__name__} or its fields.")
         super().__init__(self.Config(**fields) if config is None else config)
-        where = ["center", *(["slope"] if self.config.residual else [])]
-        for name in (*where, *self.owned):  # empty until fitted or loaded, then of whatever shape that gave
+        for name in ("center", *["slope"] * self.config.residual, *self.owned):  # empty, then as fitted or loaded
             self.register_buffer(name, torch.empty(0))
         for name in ("sigma", "beta"):
             self.register_buffer(name, torch.zeros((), dtype=torch.float64))

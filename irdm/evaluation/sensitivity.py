@@ -44,7 +44,7 @@ from irdm.progress import Meter, Say
 LADDER = "ladder.json"
 """The file that keeps one."""
 
-CODE_VERSION = 2
+CODE_VERSION = 3
 """Part of the identity: raise it when the ladder, or how it is measured, changes."""
 
 FEWEST = 50
@@ -53,7 +53,7 @@ FEWEST = 50
 DISTANCE = "whitened_ratio"
 """The score whose encoders place a set on the ladder."""
 
-ASKED = ("whitened_ratio", "manifold", "bins", "memorisation", "duplicates")
+ASKED = ("whitened_ratio", "manifold", "bins", "class_shares", "memorisation", "duplicates")
 """The metrics that witnesses ask: a rung is judged by these."""
 
 DIRECTIONS, RESAMPLES = 256, 32  # of a rung: the ladder judges some thirty sets

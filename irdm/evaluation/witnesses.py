@@ -55,6 +55,7 @@ WITNESSES: Mapping[str, Mapping[str, Question]] = {
         "recall": Question("low", "{value:%} of real images reached where fresh ones reach {control:%}", low=MISSING),
         "coverage": Question("low", "{value:%} of real images covered where fresh ones cover {control:%}", low=MISSING),
         "bins": Question("high", "chi-square of kinds {value} where real has {control}", high=UNLIKE, pooled=True),
+        "class_shares": Question("high", "class {class} {share} times as often as it is", high=UNLIKE, pooled=True),
         "duplicates": Question("high", "{value:%} repeat another where of real images {control:%} do", high="repeats"),
     },
     "memorisation": {
@@ -130,6 +131,7 @@ def _evidence(name: str, score: Score, question: Question, held_out: Collection[
     side = None if part.control is None else "high" if part.value > part.control else "low"
     bad = side is not None and question.side in (side, "both")
     numbers = {"label": score.label, "value": Said(part.value), "control": Said(part.control)}
+    numbers |= {key: Said(note) if isinstance(note, float | None) else note for key, note in part.notes.items()}
     return Evidence(
         score=name,
         label=score.label,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from irdm.metrics.accuracy import label_accuracy
 from irdm.metrics.base import EvaluationConfig, Metric
 from irdm.metrics.bins import bins
+from irdm.metrics.classes import class_shares
 from irdm.metrics.diversity import duplicates, vendi
 from irdm.metrics.frechet_distance import frechet_distances
 from irdm.metrics.frechet_infinity import frechet_infinity
@@ -35,6 +36,7 @@ METRICS: dict[str, Metric] = {
     "inception_score": inception_score,
     "manifold": precision_recall_density_coverage,
     "bins": bins,
+    "class_shares": class_shares,
     "memorisation": memorisation,
     "duplicates": duplicates,
     "vendi": vendi,

@@ -315,8 +315,8 @@ def test_every_metric_is_in_the_table():
         found |= metric(fake, real, CONFIG)
     assert list(found) == [
         "sw_ratio", "sw_ratio_unseen", "whitened_ratio", "mmd_ratio", "frechet_distance", "frechet_ratio",
-        "precision", "recall", "density", "coverage", "bins", "near_copies", "closeness", "authenticity",
-        "nearest_neighbour_ratio", "vendi", "label_accuracy",
+        "precision", "recall", "density", "coverage", "bins", "class_shares", "near_copies", "closeness",
+        "authenticity", "nearest_neighbour_ratio", "vendi", "label_accuracy",
     ]  # fmt: skip
     for score_ in found.values():
         assert set(score_.encoders) == {"a", "b"} and score_.says.endswith(".")
