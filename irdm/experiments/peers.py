@@ -82,7 +82,7 @@ class FlowCell:
             spent = time.process_time() - began
             settings = json.dumps({"config": config.model_dump(), "core_seconds": spent}, indent=1)
             write_atomic(out / "settings.json", settings)
-            write_atomic(weights, save(network.state_dict()))
+            write_atomic(weights, save({name: part.contiguous() for name, part in network.state_dict().items()}))
         network.requires_grad_(False).eval()
         battery = run.battery.fit(dataset, cache_dir=cache_dir(), progress=print)
         real, encoders, rows = real_of(dataset, battery, run.evaluation), dict(battery.encoders.items()), {}
