@@ -55,7 +55,7 @@ WITNESSES: Mapping[str, Mapping[str, Question]] = {
         "recall": Question("low", "{value:%} of real images reached where fresh ones reach {control:%}", low=MISSING),
         "coverage": Question("low", "{value:%} of real images covered where fresh ones cover {control:%}", low=MISSING),
         "bins": Question("high", "chi-square of kinds {value} where real has {control}", high=UNLIKE, pooled=True),
-        "class_shares": Question("high", "class {class} {share} times as often as really", high=UNLIKE, pooled=True),
+        "class_shares": Question("high", "class {class} is {share} times as frequent", high=UNLIKE, pooled=True),
         "duplicates": Question("high", "{value:%} repeat another where of real images {control:%} do", high="repeats"),
     },
     "memorisation": {
