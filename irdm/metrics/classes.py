@@ -14,7 +14,7 @@ Letters: n judged rows, m train rows, d directions of all encoders, c classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -27,7 +27,7 @@ from irdm.conditions import Classes
 from irdm.metrics.base import BLOCK, EvaluationConfig, Pools
 from irdm.metrics.intervals import fold_means, folds, interval, over_encoders
 from irdm.metrics.score import Estimate, Score
-from irdm.metrics.tables import Picked, Real, Table
+from irdm.metrics.tables import Real, Table
 from irdm.ops.gaussian import Moments
 from irdm.ops.rows import Rows, row_blocks
 
@@ -49,22 +49,20 @@ def class_shares(generated: Table, real: Real, config: EvaluationConfig) -> dict
     if not isinstance(known, Classes) or not isinstance(fresh, Classes) or known.spec != fresh.spec:
         return {}
     pools, seed, count = Pools.of(generated, real), config.seed, len(known.spec.names)
-    judged, train, val = (
-        pool.sample(config.manifold_rows, "classes", seed) for pool in (pools.generated, pools.train, pools.val)
-    )
+    chosen = [pool.sample(config.manifold_rows, "classes", seed) for pool in (pools.generated, pools.train, pools.val)]
+    judged, train, val = (side.only(rows) for side, rows in zip((generated, real.train, real.val), chosen, strict=True))
     if count < 2 or min(len(judged), len(train), len(val)) < FEWEST * count:
         return {}
-    shown, fold, spec = fresh[val].labels, folds(len(judged), seed), known.spec
-    asked = generated.conditions[judged] if pools.law == "stratified" else None
-    key = ("classes", seed, train.numpy().tobytes(), val.numpy().tobytes())
-    learned = real.remembered.setdefault(key, _Learned(real, train, val))
-    rows = {name: learned.along(name, Picked(features, judged)) for name, features in generated.features.items()}
+    key = ("classes", *(rows.numpy().tobytes() for rows in chosen[1:]))
+    learned = real.remembered.setdefault(key, _Learned(train, val, real.moments))
+    rows = {name: learned.along(name, features) for name, features in judged.features.items()}
+    asked, shown, fold = judged.conditions, labels(val), folds(len(judged), seed)
 
     def estimate(names: Sequence[str]) -> Estimate:
         weights, theirs = learned.classifier(names)
         ours = torch.cat([rows[name] for name in names], 1) @ weights
         steps = torch.stack([_step(theirs[:, one], shown == one) for one in range(count)])
-        if isinstance(asked, Classes):  # what an image has more than real ones of its class
+        if pools.law == "stratified" and isinstance(asked, Classes):  # what it has more than real ones of its class
             usual = torch.stack([theirs[shown == one].mean(0) for one in range(count)])
             ours, theirs = ours - usual[asked.labels], theirs - usual[shown]
         error = (ours.var(0) / len(ours) + theirs.var(0) / len(theirs)).sqrt()
@@ -80,7 +78,7 @@ def class_shares(generated: Table, real: Real, config: EvaluationConfig) -> dict
             control=float(stats.norm.isf((1 - 0.5 ** (1 / count)) / 2)),  # the median of real draws
             p_real=min(1.0, 2 * count * float(stats.norm.sf(value))),
             replicates=tuple(found.tolist()),
-            notes={"class": spec.names[most], "share": share},
+            notes={"class": known.spec.names[most], "share": share},
         )
 
     score = over_encoders(
@@ -96,21 +94,27 @@ def class_shares(generated: Table, real: Real, config: EvaluationConfig) -> dict
     return {"class_shares": score}
 
 
+def labels(table: Table) -> Int64[Tensor, " n"]:
+    """The classes of a table that has some."""
+    assert isinstance(table.conditions, Classes)
+    return table.conditions.labels
+
+
 @dataclass(frozen=True)
 class _Learned:
     """What is found of the real images alone: the leading directions of each encoder, and classifiers."""
 
-    real: Real
-    train: Int64[Tensor, " m"]
-    val: Int64[Tensor, " v"]
+    train: Table
+    val: Table
+    moments: Mapping[str, Moments]
     axes: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    sides: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    sides: dict[str, list[Tensor]] = field(default_factory=dict)
     classifiers: dict[tuple[str, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def along(self, name: str, rows: Rows) -> Float64[Tensor, "n d"]:
         """Rows of features along the leading directions of train, each of which has variance 1 there."""
         if name not in self.axes:
-            self.axes[name] = leading(self.real.moments[name])
+            self.axes[name] = leading(self.moments[name])
         mean, axes = self.axes[name]
         return torch.cat([((block.to(mean) - mean) @ axes).cpu() for block in row_blocks(rows, BLOCK)])
 
@@ -118,15 +122,11 @@ class _Learned:
         """The weights for some encoders together, and what they tell of val."""
         for name in names:
             if name not in self.sides:
-                train, val = self.real.train.features[name], self.real.val.features[name]
-                sides = self.along(name, Picked(train, self.train)), self.along(name, Picked(val, self.val))
-                self.sides[name] = sides
+                self.sides[name] = [self.along(name, side.features[name]) for side in (self.train, self.val)]
         key = tuple(names)
         if key not in self.classifiers:
             train, val = (torch.cat([self.sides[name][side] for name in names], 1) for side in (0, 1))
-            known = self.real.train.conditions[self.train]
-            assert isinstance(known, Classes)
-            weights = ridge(train, F.one_hot(known.labels, len(known.spec.names)).double())
+            weights = ridge(train, F.one_hot(labels(self.train), self.val.conditions.spec.groups).double())
             self.classifiers[key] = weights, val @ weights
         return self.classifiers[key]
 
