@@ -88,11 +88,11 @@ def test_a_checkerboard_is_one_diagonal_band():
 
 
 def test_bands_of_colours_are_those_of_a_convolution_in_groups():
-    """Each colour by itself, by the same filters; to the bit, so that no reference changes."""
+    """Each colour by itself, by the same filters: to rounding, since one CPU's convolutions sum in another order."""
     view, images = Bands(3, scales=1), noise(5, 3, 12, 10)
     energy = F.conv2d(F.conv2d(images, view.colors), view.differences, groups=3).square()
     expected = (EPS + F.adaptive_avg_pool2d(energy, 2)).log().flatten(1)
-    assert torch.equal(view(images)[:, -expected.shape[1] :], expected)
+    torch.testing.assert_close(view(images)[:, -expected.shape[1] :], expected, rtol=1e-6, atol=2e-6)
 
 
 def test_patches_do_not_see_brightness(patches):
