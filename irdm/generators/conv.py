@@ -44,6 +44,9 @@ class ConvConfig(Config):
     """Channels at most, at any resolution but the coarsest."""
     depth: int = Field(default=2, ge=1, le=2**8)
     """Convolutions at each resolution but the coarsest."""
+    style_rate: float = Field(default=1.0, ge=1e-3, le=1e3)
+    """Learning rate of the perceptron, and of what it is read by, as a share of the convolutions'. Each of its weights
+    changes every pixel: at their rate drawings come to saturate, at 0.25 of it they do not."""
 
     def build(self, image_shape: tuple[int, int, int], spec: Spec) -> ConvGenerator:
         """A freshly initialised network; the caller seeds torch. Raises ValueError for images that are too large."""
@@ -74,14 +77,15 @@ class ConvGenerator(Generator):
         widths = [min(config.most, config.width * 2**i) for i in reversed(range(len(self.sides)))]
         if len(widths) > 1:
             widths[0] = config.coarse
-        self.embed_noise = nn.Linear(config.noise_dim, config.style)
+        rate = config.style_rate
+        self.embed_noise = Linear(config.noise_dim, config.style, rate)
         classes = class_count(spec, config.kind)
-        self.embed_label = nn.Embedding(classes, config.style) if classes else None
-        self.hidden = nn.ModuleList(nn.Linear(config.style, config.style) for _ in range(config.style_depth - 1))
-        self.to_map = nn.Linear(config.style, widths[0] * math.prod(self.sides[0]))
+        self.embed_label = Embedding(classes, config.style, rate) if classes else None
+        self.hidden = nn.ModuleList(Linear(config.style, config.style, rate) for _ in range(config.style_depth - 1))
+        self.to_map = Linear(config.style, widths[0] * math.prod(self.sides[0]), rate)
         self.narrow = nn.ModuleList(nn.Conv2d(wide, thin, 1) for wide, thin in pairwise(widths))
         self.blocks = nn.ModuleList(
-            nn.ModuleList(Block(wide, config.style) for _ in range(config.depth)) for wide in widths[1:]
+            nn.ModuleList(Block(wide, config.style, rate) for _ in range(config.depth)) for wide in widths[1:]
         )
         self.to_picture = nn.Conv2d(widths[0], channels, 1)
         self.to_detail = nn.Conv2d(widths[-1], channels, 3, padding=1)
@@ -116,8 +120,8 @@ class ConvGenerator(Generator):
         if count >= wide or len(readers) == 1:
             return self
         found, cells = copy.deepcopy(self), math.prod(self.sides[0])
-        offsets = torch.cat([reader.bias for reader in readers])[:, None]  # type: ignore[misc]
-        found.to_map = nn.Linear(self.to_map.in_features, count * cells)
+        offsets = torch.cat([reader.bias for reader in readers])[:, None] / self.to_map.rate  # type: ignore[misc]
+        found.to_map = Linear(self.to_map.in_features, count * cells, self.to_map.rate)
         found.to_map.weight.copy_((read @ self.to_map.weight.view(wide, -1)).view(count * cells, -1))
         found.to_map.bias.copy_((read @ self.to_map.bias.view(wide, cells) + offsets).flatten())
         rows = torch.eye(count)[:, :, None, None].split([len(reader.weight) for reader in readers])
@@ -129,11 +133,11 @@ class ConvGenerator(Generator):
 class Block(nn.Module):
     """x + conv(silu(x (1 + scale) + shift + strength noise)): the three are linear in the style, by channel."""
 
-    def __init__(self, width: int, style: int):
+    def __init__(self, width: int, style: int, rate: float):
         super().__init__()
-        self.modulate = nn.Linear(style, 3 * width)
+        self.modulate = Linear(style, 3 * width, rate)
         spread = torch.tensor([0.5, 0.5, 0.1]).repeat_interleave(width)[:, None] / math.sqrt(style)
-        self.modulate.weight.data.normal_().mul_(spread)
+        self.modulate.weight.data.normal_().mul_(spread / rate)
         nn.init.zeros_(self.modulate.bias)
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
@@ -143,6 +147,37 @@ class Block(nn.Module):
         """The refined map."""
         scale, shift, strength = self.modulate(style)[:, :, None, None].chunk(3, dim=1)
         return x + self.conv(F.silu(torch.addcmul(torch.addcmul(shift, x, 1 + scale), strength, noise)))
+
+
+class Linear(nn.Linear):
+    """A linear layer that learns at `rate` times the learning rate: its numbers are kept divided by the rate, and Adam
+    moves them as far whatever their scale (Karras et al. 2018, arXiv 1710.10196, section 4.1).
+    """
+
+    def __init__(self, wide: int, thin: int, rate: float):
+        super().__init__(wide, thin)
+        self.rate = rate
+        with torch.no_grad():
+            for numbers in self.parameters():
+                numbers.div_(rate)
+
+    def forward(self, input: Float[Tensor, "n wide"]) -> Float[Tensor, "n thin"]:
+        """As of a layer whose numbers are `rate` times these."""
+        return F.linear(input, self.rate * self.weight, self.rate * self.bias)
+
+
+class Embedding(nn.Embedding):
+    """A vector for each class, that learns at `rate` times the learning rate, as `Linear`."""
+
+    def __init__(self, classes: int, width: int, rate: float):
+        super().__init__(classes, width)
+        self.rate = rate
+        with torch.no_grad():
+            self.weight.div_(rate)
+
+    def forward(self, input: Int64[Tensor, " n"]) -> Float[Tensor, "n width"]:
+        """The rows of labels, times the rate."""
+        return self.rate * super().forward(input)
 
 
 def enlarged(x: Float[Tensor, "n k h w"], size: tuple[int, int]) -> Tensor:

@@ -46,7 +46,7 @@ def test_sides_are_halved_down_to_the_coarsest():
 @pytest.mark.parametrize(("shape", "fewer"), [((1, 28, 28), True), ((3, 64, 64), True), ((1, 8, 8), False)])
 def test_condensed_it_draws_the_same_with_fewer_numbers(shape, fewer):
     torch.manual_seed(0)
-    generator = ConvConfig().build(shape, classes(10)).eval()
+    generator = ConvConfig(style_rate=0.5).build(shape, classes(10)).eval()
     small = generator.condensed()
     numbers, left = (sum(p.numel() for p in each.parameters()) for each in (generator, small))
     assert (left < numbers) == fewer == (small is not generator) and left < 1_500_000, "a page holds no more"
@@ -77,6 +77,30 @@ def test_every_field_is_used():
         {"depth": 1},
     ]
     assert len({size(**change) for change in changes}) == len(changes)
+
+
+def test_the_style_learns_at_its_share_of_the_learning_rate():
+    """From the same pictures, one step of Adam moves what is in front of the convolutions a quarter as far."""
+    noise, labels = None, torch.arange(8) % 4
+    style = ("embed", "hidden", "to_map", "modulate")
+    drawn, moved = [], []
+    for rate in (1.0, 0.25):
+        torch.manual_seed(0)
+        generator = ConvConfig(**SMALL, style_rate=rate).build((1, 28, 28), classes(4))
+        noise = torch.randn(8, *generator.noise_shape) if noise is None else noise
+        before = {name: p.detach().clone() for name, p in generator.named_parameters()}
+        images = generator(noise, labels)
+        images.square().sum().backward()
+        torch.optim.AdamW(generator.parameters(), lr=1e-3, weight_decay=0).step()
+        drawn.append(images.detach())
+        scale = {name: rate if any(part in name for part in style) else 1.0 for name in before}
+        steps = {name: scale[name] * (p.detach() - before[name]) for name, p in generator.named_parameters()}
+        moved.append({name: step.abs().max().item() for name, step in steps.items()})
+    assert torch.allclose(*drawn, atol=1e-6), "at first it is the same network"
+    full, slow = moved
+    for name in full:
+        share = 0.25 if any(part in name for part in style) else 1.0
+        assert slow[name] == pytest.approx(share * full[name], rel=0.01), name
 
 
 def test_without_a_condition_noise_is_all_there_is():
