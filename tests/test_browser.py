@@ -24,7 +24,7 @@ NAMES = ClassSpec(names=("</script><b>", "shoe", "hat"))
 KINDS = {
     "mlp": (MLPConfig(width=64), (1, 8, 8), NAMES),
     "conv": (ConvConfig(), (1, 28, 28), NAMES),
-    "odd": (ConvConfig(depth=1, coarsest=4), (3, 21, 34), NoSpec()),
+    "odd": (ConvConfig(depth=1, coarsest=4, style_rate=0.25), (3, 21, 34), NoSpec()),
 }
 
 
