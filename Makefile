@@ -8,7 +8,7 @@ install:  ## a virtual environment with the pinned versions
 	$(BIN)/pip install -c constraints.txt -e '.[test,dev,docs]'
 
 test:
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 lint:
 	$(BIN)/ruff check .

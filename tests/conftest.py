@@ -1,4 +1,7 @@
-"""For every test: shapes in signatures are checked, seeds are fixed, and nothing touches the user's own cache."""
+"""For every test: shapes in signatures are checked, seeds are fixed, and nothing touches the user's own cache.
+
+With `pytest -n 2` (pytest-xdist) each worker has its share of the cores, and so have the commands that its tests start.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,11 @@ import os
 import signal
 import sys
 
-import jaxtyping
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if WORKERS > 1:  # before torch is imported; two of it with two threads each slow each other many times over
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // WORKERS))
+
+import jaxtyping  # noqa: E402
 
 jaxtyping.install_import_hook("irdm", "shapes.check")  # before the first import of irdm
 
@@ -26,7 +33,7 @@ except RuntimeError as error:  # compiled for another build of torch; timm and d
 except ImportError:
     pass  # the tests of the panel need it and say so
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+torch.set_num_threads(max(1, min(2, (os.cpu_count() or 1) // WORKERS)))
 
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and what they start would inherit that.
